@@ -1,0 +1,95 @@
+"""One-step inpainting of the embedded 32-px emoji: a hole of half the side, an I2SB teacher, an IBMD student.
+
+    python -m ibmd_jax.main --config=configs/inpaint.py              about 16 minutes on 2 CPU cores
+    python -m ibmd_jax.main --config=configs/inpaint.py:quicktest    seconds: the same job, too small to be good
+"""
+
+import ml_collections
+
+
+def get_config(arg: str = "default") -> ml_collections.ConfigDict:
+    """arg: "default" or "quicktest"."""
+    if arg not in ("default", "quicktest"):
+        raise ValueError(f"configs/inpaint.py has the variants default and quicktest, not {arg!r}")
+    config = ml_collections.ConfigDict(
+        {
+            "name": "inpaint",
+            "seed": 0,
+            "data": {"source": "emoji", "corruption": "inpaint-center", "flip": True},
+            "bridge": {"name": "i2sb", "beta_min": 0.1, "beta_max": 1.0},
+            "network": {
+                "name": "unet",
+                "channels": (32, 64, 64),
+                "blocks": 1,
+                "attention": (2,),
+                "head_channels": 32,
+                "groups": 16,
+                "patch": 2,
+                "preconditioning": "i2sb",
+                "conditional": False,
+            },
+            "teacher": {
+                "checkpoint": "",  # folder of a teacher to use instead of training one
+                "steps": 1200,
+                "batch_size": 64,
+                "optimizer": {
+                    "name": "adam",
+                    "learning_rate": 1e-3,
+                    "b1": 0.9,
+                    "b2": 0.999,
+                    "clip": 1.0,
+                    "warmup": 100,
+                    "decay": True,
+                },
+                "weight": "one",
+                "ema_decay": 0.999,
+                "t_min": 1e-3,
+                "time_sampler": "stratified",
+            },
+            "distill": {
+                "steps": 200,
+                "batch_size": 64,
+                "auxiliary_updates": 5,
+                "student_optimizer": {
+                    "name": "adam",
+                    "learning_rate": 1e-4,
+                    "b1": 0.0,
+                    "b2": 0.999,
+                    "clip": 0.0,
+                    "warmup": 0,
+                    "decay": False,
+                },
+                "auxiliary_optimizer": {
+                    "name": "adam",
+                    "learning_rate": 2e-4,
+                    "b1": 0.0,
+                    "b2": 0.999,
+                    "clip": 0.0,
+                    "warmup": 0,
+                    "decay": False,
+                },
+                "student_weight": "ten_to_2",
+                "auxiliary_weight": "one",
+                "noise_channels": 0,  # x_T is noisy inside the hole already
+                "ema_decay": 0.99,
+                "t_min": 1e-3,
+                "time_sampler": "stratified",
+            },
+            "evaluate": {
+                "nfe": (1, 2, 10, 100),
+                "batch_size": 200,
+                "examples": 0,  # 0: all test images
+                "features": "emoji",
+            },
+            "schedule": {"log_every": 10, "save_every": 100, "picture_every": 100, "keep": 3, "fsdp_min_size": 2**20},
+        }
+    )
+    if arg == "quicktest":
+        config.name = "inpaint-quicktest"
+        config.network.update(channels=(16, 16), attention=(1,), head_channels=16, groups=4)
+        config.teacher.update(steps=60, batch_size=16)
+        config.teacher.optimizer.warmup = 10
+        config.distill.update(steps=10, batch_size=8, auxiliary_updates=2)
+        config.evaluate.update(nfe=(1, 2, 10, 100), batch_size=32, examples=64)
+        config.schedule.update(log_every=5, save_every=20, picture_every=20)
+    return config

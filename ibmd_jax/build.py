@@ -1,0 +1,174 @@
+"""From a configuration to objects. The only file that reads a ConfigDict; everything is checked here, before any work."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from ibmd_jax import methods
+from ibmd_jax.bridges import BRIDGES, Bridge
+from ibmd_jax.bridges.times import TIME_SAMPLERS
+from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.types import Array, Batch, Denoise
+from ibmd_jax.corruptions import CORRUPTIONS
+from ibmd_jax.data import SOURCES
+from ibmd_jax.data.pipeline import examples, make_corrupt
+from ibmd_jax.data.source import Source
+from ibmd_jax.methods.base import WEIGHTS, Method
+from ibmd_jax.metrics.features import FEATURES
+from ibmd_jax.networks import NETWORKS
+from ibmd_jax.networks.adapters import from_linen
+from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
+from ibmd_jax.train.job import Job
+from ibmd_jax.train.loop import Schedule
+from ibmd_jax.train.optim import make_optimizer
+from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
+
+
+def _make(kind: str, factory: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    """factory(**settings), with wrong names and values reported as UserError."""
+    known = list(inspect.signature(factory).parameters)
+    for name in settings:
+        if name not in known:
+            raise UserError(f"config.{kind} has no field {name!r}: it takes {', '.join(known) or 'none'}")
+    try:
+        return factory(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{kind}: {error}") from error
+
+
+def _named(config: dict[str, Any], section: str, table: dict[str, Any]) -> Any:
+    """The entry of `table` that config[section]["name"] names, made from the section's other fields."""
+    settings = dict(config[section])
+    return _make(section, lookup(table, settings.pop("name"), section), settings)
+
+
+def _require_positive(config: dict[str, Any], *fields: str) -> None:
+    for field in fields:
+        value: Any = config
+        for part in field.split("."):
+            value = value[part]
+        if value < 1:
+            raise UserError(f"config.{field} = {value}: it must be at least 1")
+
+
+def build(config: ml_collections.ConfigDict) -> Job:
+    """Builds everything a configuration asks for. Raises UserError for whatever is unknown, missing or wrong."""
+    try:
+        return _build(json.loads(config.to_json_best_effort()))
+    except KeyError as error:
+        raise UserError(f"the configuration lacks the field {error}: compare it with configs/inpaint.py") from error
+
+
+def _build(c: dict[str, Any]) -> Job:
+    positive = ["evaluate.batch_size", "distill.auxiliary_updates", *(f"schedule.{f}" for f in Schedule._fields)]
+    for stage in ("teacher", "distill"):
+        positive += [f"{stage}.steps", f"{stage}.batch_size"]
+    _require_positive(c, *positive)
+    mesh = make_mesh()
+    for field in ("teacher.batch_size", "distill.batch_size", "evaluate.batch_size"):
+        section, name = field.split(".")
+        check_divisible(f"config.{field}", c[section][name], mesh)
+
+    bridge = _named(c, "bridge", BRIDGES)
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in c["network"].items()}
+    preconditioning, conditional = settings.pop("preconditioning"), settings.pop("conditional")
+    network = from_linen(_make("network", lookup(NETWORKS, settings.pop("name"), "network"), settings))
+    denoise = make_denoiser(network, bridge, preconditioning, conditional)
+
+    make_source = lookup(SOURCES, c["data"]["source"], "data source")
+    corruption = lookup(CORRUPTIONS, c["data"]["corruption"], "corruption")
+    train, held_out = make_source("train"), make_source("test")
+    image_shape = train[0].shape
+
+    def init_params(key: Array, noise_channels: int = 0) -> Any:
+        return init_denoiser(network, key, image_shape, conditional, noise_channels)
+
+    try:
+        jax.eval_shape(init_params, jax.random.key(0))
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise UserError(f"config.network does not fit images of {image_shape}: {error}") from error
+
+    teacher, distill = _methods(c, denoise, bridge)
+    sizes = {
+        "teacher": c["teacher"]["batch_size"] * teacher.batches,
+        "distill": c["distill"]["batch_size"] * distill.batches,
+    }
+
+    def batches(stage: str) -> Callable[[int], Iterator[Batch]]:
+        return _batches(train, corruption, c, stage, sizes[stage], mesh)
+
+    numbers = np.arange(len(held_out))
+    images = np.stack([held_out[i] for i in range(len(held_out))])
+    limit = c["evaluate"]["examples"] or len(images)
+    test = make_corrupt(corruption, c["seed"], "test")(images[:limit], numbers[:limit])
+    return Job(
+        config=c,
+        mesh=mesh,
+        init_params=init_params,
+        teacher=teacher,
+        distill=distill,
+        test=test,
+        features=lookup(FEATURES, c["evaluate"]["features"], "feature network")(),
+        schedule=_make("schedule", Schedule, c["schedule"]),
+        batches=batches,
+    )
+
+
+def _methods(c: dict[str, Any], denoise: Denoise, bridge: Bridge) -> tuple[Method, Method]:
+    def optimizer(section: str, field: str, steps: int):
+        return _make(f"{section}.{field}", make_optimizer, {"steps": steps, **c[section][field]})
+
+    def weight(section: str, field: str):
+        return lookup(WEIGHTS, c[section][field], f"weight in config.{section}.{field}")
+
+    t, d = c["teacher"], c["distill"]
+    teacher = methods.teacher(
+        denoise,
+        bridge,
+        optimizer("teacher", "optimizer", t["steps"]),
+        weight=weight("teacher", "weight"),
+        ema_decay=t["ema_decay"],
+        t_min=t["t_min"],
+        time_sampler=lookup(TIME_SAMPLERS, t["time_sampler"], "time sampler"),
+    )
+    distill = methods.ibmd(
+        denoise,
+        bridge,
+        optimizer("distill", "student_optimizer", d["steps"]),
+        optimizer("distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"]),
+        auxiliary_updates=d["auxiliary_updates"],
+        student_weight=weight("distill", "student_weight"),
+        auxiliary_weight=weight("distill", "auxiliary_weight"),
+        noise_channels=d["noise_channels"],
+        ema_decay=d["ema_decay"],
+        t_min=d["t_min"],
+        time_sampler=lookup(TIME_SAMPLERS, d["time_sampler"], "time sampler"),
+    )
+    return teacher, distill
+
+
+def _batches(
+    source: Source, corruption: Callable, c: dict[str, Any], stage: str, size: int, mesh: jax.sharding.Mesh
+) -> Callable[[int], Iterator[Batch]]:
+    corrupt = make_corrupt(corruption, c["seed"], stage)
+    sharding = batch_sharding(mesh)
+
+    def iterate(step: int) -> Iterator[Batch]:
+        stream = examples(
+            source,
+            seed=c["seed"],
+            batch_size=size,
+            start_step=step,
+            flip=c["data"]["flip"],
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+        for local in stream:
+            yield corrupt(*(jax.make_array_from_process_local_data(sharding, x) for x in local))
+
+    return iterate

@@ -1,0 +1,68 @@
+"""The contracts that the other folders share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+
+Array = jax.Array
+Key = chex.PRNGKey
+Params = chex.ArrayTree
+
+
+class Coeffs(NamedTuple):
+    """x_t = a x_T + b x_0 + c eps; three arrays of the shape of t."""
+
+    a: Array
+    b: Array
+    c: Array
+
+
+class Batch(NamedTuple):
+    """What a method trains on and a sampler restores. Images are [B, H, W, C] float32 in [-1, 1].
+
+    x_T:  the corrupted image. Only this one is always there.
+    x_0:  the clean image, or None where no clean images exist.
+    mask: [B, H, W, 1] bool, True where x_T is unknown (the hole), or None.
+    cond: further conditioning (labels [B] int32, embeddings [B, D] float32), or None.
+    """
+
+    x_T: Array
+    x_0: Array | None = None
+    mask: Array | None = None
+    cond: Any = None
+
+
+class BridgeLike(Protocol):
+    """What a preconditioning needs to know of a bridge (see bridges/base.py)."""
+
+    def coeffs(self, t: Array) -> Coeffs: ...
+    def alpha(self, t: Array) -> Array: ...
+    def rho(self, t: Array) -> Array: ...
+
+
+class Network(NamedTuple):
+    """An architecture as two pure functions. One architecture serves many parameter trees.
+
+    init(key, x, t, cond, z) -> params: x [B, H, W, C_in] and t [B] only give shapes; a non-None z
+        [B, H, W, C_z] adds noise-input weights, zero at the start.
+    apply(params, x, t, cond, z) -> [B, H, W, C_out].
+    """
+
+    init: Callable[..., Params]
+    apply: Callable[..., Array]
+
+
+class Denoise(Protocol):
+    """x_0 estimate of the image from x_t: the only view that methods and samplers have of a network."""
+
+    def __call__(
+        self,
+        params: Params,
+        x_t: Array,
+        t: Array,
+        x_T: Array | None = None,
+        cond: Any = None,
+        z: Array | None = None,
+    ) -> Array: ...

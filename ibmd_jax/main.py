@@ -1,0 +1,55 @@
+"""Command line: trains a teacher, distils it, evaluates both, in one folder.
+
+    python -m ibmd_jax.main --config=configs/inpaint.py
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from ibmd_jax.core.errors import UserError
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Configuration file, with an optional variant: configs/inpaint.py:quicktest.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/ and the configuration's name.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "all",
+    ["all", "teacher", "distill", "evaluate", "sample"],
+    "What to do; all: teacher, distill and evaluate, each skipped where its result is there.",
+)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> int:
+    """Runs the job; returns the exit status: 0 done, 2 bad input, 128 + n stopped by signal n."""
+    if len(argv) > 1:
+        print(f"error: unexpected argument {argv[1]!r}; flags start with --, see --help", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for noisy in ("absl", "jax", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+    from ibmd_jax.build import build  # after the flags, so that --help and a wrong flag answer at once
+    from ibmd_jax.train.job import run
+    from ibmd_jax.train.loop import Stopped
+
+    try:
+        config = _CONFIG.value
+        job = build(config)
+        run(job, Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        return stop.code
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)

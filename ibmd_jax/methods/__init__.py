@@ -1,0 +1,7 @@
+"""Training methods: Method = NamedTuple(init, step, sample, export) of pure functions. README.md has the table."""
+
+from ibmd_jax.methods.base import Method
+from ibmd_jax.methods.ibmd import ibmd
+from ibmd_jax.methods.teacher import teacher
+
+__all__ = ["Method", "ibmd", "teacher"]

@@ -1,0 +1,61 @@
+"""The contract of a method, and what all methods share."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ibmd_jax.bridges import Bridge
+from ibmd_jax.core.types import Array, Batch
+
+WeightFn = Callable[[Bridge, Array], Array]
+
+
+class Method(NamedTuple):
+    """A training method as pure functions, to be jitted by the caller with the state donated.
+
+    init(start) -> State: from the first parameters. Jit it: its leaves must not share buffers.
+    step(state, frozen, batch, key) -> (State, Info): frozen is the teacher's parameters, or None; batch holds
+        `batches` times the batch size, see `split_batch`. Info is a NamedTuple of scalars, `loss` among them.
+    sample(params, key, batch) -> x_0 [B, H, W, C]: restores a batch with exported parameters.
+    export(state) -> params: the parameters to deploy (the moving average).
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, Any]]
+    sample: Callable[..., Array]
+    export: Callable[..., Any]
+    batches: int = 1
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """[parts * B, ...] -> [parts, B, ...], so that a batch axis sharded over devices stays where it is."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+
+def one(bridge: Bridge, t: Array) -> Array:
+    """lambda = 1: plain squared error of x_0."""
+    return jnp.ones_like(t)
+
+
+def inverse_rho2(bridge: Bridge, t: Array) -> Array:
+    """lambda = 1 / rho_t^2: squared error of I2SB's network output (x_t - x_0) / rho_t."""
+    return 1 / jnp.square(bridge.rho(t))
+
+
+def ten_to(power: float) -> WeightFn:
+    """lambda = 10^(power (1 - t / T)): the IBMD authors' weight of the student's loss, for inpainting power = 2."""
+
+    def weight(bridge: Bridge, t: Array) -> Array:
+        return jnp.float32(10.0) ** (power * (1 - t / bridge.T))
+
+    return weight
+
+
+WEIGHTS: dict[str, WeightFn] = {
+    "one": one,
+    "inverse_rho2": inverse_rho2,
+    "ten_to_1": ten_to(1.0),
+    "ten_to_2": ten_to(2.0),
+}

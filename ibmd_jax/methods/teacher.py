@@ -1,0 +1,93 @@
+"""Bridge matching, which trains the slow model that the other methods distil.
+
+    min_phi  E lambda(t) || x_0_phi(x_t, t [, x_T]) - x_0 ||^2,    x_t ~ q(x_t | x_0, x_T),  t ~ U[t_min, T]     (1)
+
+I2SB (arXiv 2302.05872, equation 12) for a network that does not see x_T; DDBM (arXiv 2309.16948, equation 8) for one
+that does.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ibmd_jax.bridges import Bridge
+from ibmd_jax.bridges.times import uniform, uniform_grid
+from ibmd_jax.core.arrays import ema_update, squared_error
+from ibmd_jax.core.streams import stream
+from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
+from ibmd_jax.methods.base import Method, WeightFn, one
+from ibmd_jax.samplers import ancestral
+
+
+class State(NamedTuple):
+    """step counts finished updates; the other fields are trees shaped like the parameters."""
+
+    step: Array
+    params: Params
+    ema: Params
+    optimizer: optax.OptState
+
+
+class Info(NamedTuple):
+    """Scalars of one step."""
+
+    loss: Array
+    grad_norm: Array
+
+
+def bridge_matching_loss(
+    denoise: Denoise,
+    bridge: Bridge,
+    params: Params,
+    batch: Batch,
+    t: Array,
+    key: Key,
+    weight: WeightFn = one,
+) -> Array:
+    """Equation (1) for every example, [B], inside the mask where there is one. batch.x_0 is required; t is [B]."""
+    x_t = bridge.sample(key, batch.x_0, batch.x_T, t)
+    return weight(bridge, t) * squared_error(
+        denoise(params, x_t, t, batch.x_T, batch.cond), batch.x_0, batch.mask
+    )
+
+
+def teacher(
+    denoise: Denoise,
+    bridge: Bridge,
+    optimizer: optax.GradientTransformation,
+    *,
+    weight: WeightFn = one,
+    ema_decay: float = 0.999,
+    t_min: float = 1e-3,
+    time_sampler=uniform,
+    sample_steps: int = 100,
+) -> Method:
+    """Bridge matching as a Method; it has no frozen parameters and samples with `sample_steps` ancestral steps."""
+
+    def init(start: Params) -> State:
+        copy = jax.tree.map(jnp.copy, start)
+        return State(jnp.zeros((), jnp.int32), start, copy, optimizer.init(start))
+
+    def step(state: State, frozen: None, batch: Batch, key: Key) -> tuple[State, Info]:
+        del frozen
+        t = time_sampler(stream(key, "t"), batch.x_T.shape[0], t_min, bridge.T)
+
+        def loss_fn(params: Params) -> Array:
+            return bridge_matching_loss(denoise, bridge, params, batch, t, stream(key, "x_t"), weight).mean()
+
+        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        updates, opt = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        n = state.step + 1
+        return State(n, params, ema_update(state.ema, params, n, ema_decay), opt), Info(loss, optax.global_norm(grads))
+
+    def sample(params: Params, key: Key, batch: Batch, steps: int = sample_steps) -> Array:
+        def bound(x_t: Array, t: Array, x_T: Array, cond=None) -> Array:
+            return denoise(params, x_t, t, x_T, cond)
+
+        times = uniform_grid(steps, bridge.T)
+        return ancestral(bound, bridge, key, batch.x_T, times, mask=batch.mask, cond=batch.cond)
+
+    return Method(init, step, sample, lambda state: state.ema)

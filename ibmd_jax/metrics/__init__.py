@@ -1,0 +1,9 @@
+"""Image quality: per-image metrics [B], and set metrics over features [N, D]. New ones are one function and one line."""
+
+from ibmd_jax.metrics.distances import feature_statistics, fid, kid
+from ibmd_jax.metrics.pixels import psnr, ssim
+
+PIXEL_METRICS = {"psnr": psnr, "ssim": ssim}
+SET_METRICS = {"fid": fid, "kid": kid}
+
+__all__ = ["PIXEL_METRICS", "SET_METRICS", "feature_statistics", "fid", "kid", "psnr", "ssim"]

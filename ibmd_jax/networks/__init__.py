@@ -1,0 +1,7 @@
+"""Flax Linen networks and their preconditioning. A new architecture is one file and one line in NETWORKS."""
+
+from flax import linen as nn
+
+from ibmd_jax.networks.unet import UNet
+
+NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet}

@@ -1,0 +1,45 @@
+"""Flax modules as the Network contract: two pure functions over a tree of parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax import nnx
+
+from ibmd_jax.core.types import Array, Key, Network, Params
+
+
+def from_linen(module: nn.Module) -> Network:
+    """A Linen module called as module(x, t, cond, z)."""
+
+    def init(key: Key, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Params:
+        return module.init(key, x, t, cond, z)["params"]
+
+    def apply(params: Params, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
+        return module.apply({"params": params}, x, t, cond, z)
+
+    return Network(init, apply)
+
+
+def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:
+    """An NNX module, made by make(rngs) and called as module(x, t, cond, z).
+
+    NNX modules fix their input channels when they are made, so a student with noise input needs a `make` that
+    builds them in. State other than nnx.Param (batch statistics, random states) has no place in the contract.
+
+    Raises: TypeError if the module holds such state.
+    """
+    graph, _, rest = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        raise TypeError(f"from_nnx: only nnx.Param state is supported, the module also holds {rest}")
+
+    def init(key: Key, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Params:
+        return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)), nnx.Param))
+
+    def apply(params: Params, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
+        state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))), nnx.Param)[1]
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(graph, state)(x, t, cond, z)
+
+    return Network(init, apply)

@@ -1,0 +1,83 @@
+"""A UNet of ADM blocks that can work on patches, which is what makes it quick on a CPU."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ibmd_jax.core.types import Array
+from ibmd_jax.networks.blocks import AttentionBlock, ResBlock, conv, group_norm, timestep_embedding
+
+
+def space_to_depth(x: Array, p: int) -> Array:
+    """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
+
+
+def depth_to_space(x: Array, p: int) -> Array:
+    """Inverse of space_to_depth."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w, p, p, c // (p * p)).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * p, w * p, c // (p * p))
+
+
+class UNet(nn.Module):
+    """x [B, H, W, C] and time t [B] -> [B, H, W, out_channels]; H and W divisible by patch * 2^(levels - 1).
+
+    channels: width of each level, finest first. blocks: residual blocks a level (one more on the way up).
+    attention: the levels (0 is the finest) that have attention after each of their residual blocks.
+    patch: side of the pixel patches that become channels at the input and pixels again at the output.
+    """
+
+    out_channels: int = 3
+    channels: tuple[int, ...] = (32, 64, 64)
+    blocks: int = 1
+    attention: tuple[int, ...] = (2,)
+    head_channels: int = 32
+    groups: int = 32
+    patch: int = 2
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
+        """cond: unused by this network. z: noise [B, H, W, C_z], through input weights that start at zero."""
+        width = self.channels[0]
+        emb = timestep_embedding(t, width)
+        emb = nn.Dense(4 * width, name="time_in")(emb)
+        emb = nn.Dense(4 * width, name="time_out")(nn.silu(emb))
+
+        def attend(h: Array, level: int, name: str) -> Array:
+            return AttentionBlock(self.head_channels, self.groups, name=name)(h) if level in self.attention else h
+
+        h = conv(width, 3, "conv_in")(space_to_depth(x, self.patch))
+        if z is not None:
+            # The same map as extra input channels; summed apart, so that zero weights change no bit of h.
+            noise_in = nn.Conv(width, (3, 3), use_bias=False, kernel_init=nn.initializers.zeros, name="noise_in")
+            h = h + noise_in(space_to_depth(z, self.patch))
+
+        skips = [h]
+        last = len(self.channels) - 1
+        for level, features in enumerate(self.channels):
+            for i in range(self.blocks):
+                h = ResBlock(features, self.groups, name=f"in{level}_{i}")(h, emb)
+                h = attend(h, level, f"in{level}_{i}_attention")
+                skips.append(h)
+            if level < last:
+                h = ResBlock(features, self.groups, "down", name=f"down{level}")(h, emb)
+                skips.append(h)
+
+        features = self.channels[-1]
+        h = ResBlock(features, self.groups, name="middle_0")(h, emb)
+        h = attend(h, last, "middle_attention")
+        h = ResBlock(features, self.groups, name="middle_1")(h, emb)
+
+        for level, features in reversed(list(enumerate(self.channels))):
+            for i in range(self.blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = ResBlock(features, self.groups, name=f"out{level}_{i}")(h, emb)
+                h = attend(h, level, f"out{level}_{i}_attention")
+            if level > 0:
+                h = ResBlock(features, self.groups, "up", name=f"up{level}")(h, emb)
+
+        h = nn.silu(group_norm(self.groups, "norm_out")(h))
+        h = conv(self.patch**2 * self.out_channels, 3, "conv_out", zero=True)(h)
+        return depth_to_space(h, self.patch)

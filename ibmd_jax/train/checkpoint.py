@@ -1,0 +1,139 @@
+"""Checkpoints behind one file: Orbax's CheckpointManager for training states, single exports for parameters.
+
+Whatever is saved carries its shapes and a fingerprint of its content. A checkpoint that is truncated, or whose bits
+changed, is never used. Loading reads arrays and JSON; it executes nothing.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from ibmd_jax.core.arrays import fingerprint
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Params
+
+log = logging.getLogger(__name__)
+Meta = dict[str, Any]
+
+
+class Unreadable(Exception):
+    """A checkpoint is missing a part, truncated or corrupt."""
+
+
+def shapes(tree: Params) -> dict[str, list[int]]:
+    """Name -> shape of every leaf, e.g. {"student/conv_in/kernel": [3, 3, 12, 32]}."""
+    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): list(x.shape) for path, x in flat}
+
+
+def _describe(tree: Params, extra: Meta) -> Meta:
+    return {**extra, "shapes": shapes(tree), "fingerprint": fingerprint(tree)}
+
+
+def _check_shapes(found: dict[str, list[int]], wanted: dict[str, list[int]], path: Path) -> None:
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
+            old, new = (tuple(d[name]) if name in d else "absent" for d in (found, wanted))
+            raise UserError(
+                f"{path} is a checkpoint of another network: {name} is {old} in the checkpoint and {new} in the "
+                f"configured network. Set config.network as it was for the checkpoint, or use another checkpoint."
+            )
+
+
+def _read(restore, path: Path, abstract: Params) -> tuple[Params, Meta]:
+    """Verified content of one checkpoint. restore(args) reads it; raises Unreadable, or UserError for other shapes."""
+    try:
+        meta = restore(ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        found, saved = meta["shapes"], meta["fingerprint"]
+    except Exception as error:
+        raise Unreadable(_first_line(error)) from error
+    _check_shapes(found, shapes(abstract), path)
+    try:
+        tree = restore(ocp.args.Composite(tree=ocp.args.StandardRestore(abstract)))["tree"]
+    except Exception as error:
+        raise Unreadable(_first_line(error)) from error
+    if fingerprint(tree) != saved:
+        raise Unreadable("its content differs from the fingerprint saved with it")
+    return tree, meta
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:160]}"
+
+
+class Checkpoints:
+    """The training states of one stage, newest first; saving is asynchronous and atomic."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder.absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("tree", "meta"))
+
+    def save(self, step: int, state: Params, extra: Meta) -> None:
+        """Saves a state under its step. Returns once the arrays are copied; the files follow in the background."""
+        if step in self._manager.all_steps():
+            return
+        args = ocp.args.Composite(
+            tree=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_describe(state, extra))
+        )
+        self._manager.save(step, args=args)
+
+    def restore(self, abstract: Params) -> tuple[int, Params, Meta] | None:
+        """The newest readable state as (step, state, meta); None where nothing was saved yet.
+
+        Unreadable checkpoints are named in a warning, moved to the folder `unreadable` beside them, and passed over.
+
+        Args: abstract: ShapeDtypeStructs with shardings.
+        Raises: UserError if checkpoints exist but none is readable, or if one is of another network.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for i, step in enumerate(steps):
+            path = self.folder / str(step)
+            try:
+                state, meta = _read(lambda args, s=step: self._manager.restore(s, args=args), path, abstract)
+                return step, state, meta
+            except Unreadable as error:
+                fallback = f"falling back to step {steps[i + 1]}" if i + 1 < len(steps) else "there is no earlier one"
+                log.warning("checkpoint %s is unreadable (%s); %s", path, error, fallback)
+                aside = self.folder.parent / "unreadable"
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                shutil.move(path, aside / str(step))
+                self._manager.reload()
+        if steps:
+            raise UserError(f"no checkpoint in {self.folder} is readable: remove {self.folder.parent} to start over")
+        return None
+
+    def close(self) -> None:
+        """Waits for the files of the last save."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def export_params(folder: Path, params: Params, extra: Meta) -> None:
+    """Writes parameters and their metadata to `folder`, atomically; replaces what is there."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        args = ocp.args.Composite(
+            tree=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(_describe(params, extra))
+        )
+        checkpointer.save(folder.absolute(), args=args, force=True)
+
+
+def load_params(folder: Path | str, abstract: Params) -> tuple[Params, Meta]:
+    """Parameters that export_params wrote, as (params, meta).
+
+    Args: abstract: ShapeDtypeStructs with shardings, of the network that is to take them.
+    Raises: UserError if the folder is missing, unreadable, or of another network.
+    """
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: give the folder of an export, such as runs/inpaint/teacher/export")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        try:
+            return _read(lambda args: checkpointer.restore(path, args=args), path, abstract)
+        except Unreadable as error:
+            raise UserError(f"the checkpoint {path} is unreadable ({error}): export it again") from error

@@ -1,0 +1,98 @@
+"""Quality and speed of samplers on the same test images, measured side by side in one run."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ibmd_jax.core.streams import step_key
+from ibmd_jax.core.types import Array, Batch, Key
+from ibmd_jax.metrics import PIXEL_METRICS, SET_METRICS
+
+Sample = Callable[[Key, Batch], Array]
+
+
+class Row(NamedTuple):
+    """One line of the table. metrics: name -> value; images_per_second counts sampling alone, compiled."""
+
+    label: str
+    nfe: int
+    metrics: dict[str, float]
+    images_per_second: float
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """Batches of exactly `size` examples; the last one is filled up with the first examples again."""
+    n = batch.x_T.shape[0]
+    rows = np.arange(-(-n // size) * size) % n
+    return [jax.tree.map(lambda x, r=r: x[r], batch) for r in rows.reshape(-1, size)]
+
+
+def restore(sample: Sample, parts: list[Batch], count: int, key: Key) -> tuple[np.ndarray, float]:
+    """Samples every part; returns the first `count` images and images per second, compilation left out.
+
+    Quick samplers are repeated for at least a second, slow ones run once.
+    """
+    jax.block_until_ready(sample(step_key(key, "evaluate", 0), parts[0]))
+    done, begin = 0, time.perf_counter()
+    while True:
+        images = [sample(step_key(key, "evaluate", i), part) for i, part in enumerate(parts)]
+        jax.block_until_ready(images)
+        done += 1
+        seconds = time.perf_counter() - begin
+        if seconds > 1:
+            break
+    padded = sum(part.x_T.shape[0] for part in parts)
+    return np.concatenate([np.asarray(x) for x in images])[:count], done * padded / seconds
+
+
+def evaluate(
+    samplers: list[tuple[str, int, Sample]],
+    test: Batch,
+    features: Callable[[Array], Array],
+    *,
+    batch_size: int,
+    key: Key,
+    report: Callable[[Row], None] = lambda row: None,
+) -> tuple[list[Row], dict[str, np.ndarray]]:
+    """Measures samplers (label, NFE, jitted function) against test.x_0.
+
+    Args: test: all test images with x_0. features: for FID and KID. report: called with each row as it is ready.
+    Returns: the rows, and the restored images [N, H, W, C] of each, under "label NFE".
+    """
+    parts, n = split(test, batch_size), test.x_T.shape[0]
+
+    def feature_set(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.asarray(features(images[i : i + batch_size])) for i in range(0, n, batch_size)])
+
+    truth = np.asarray(test.x_0)
+    reference = feature_set(truth)
+    rows, images = [], {}
+    for label, nfe, sample in samplers:
+        restored, rate = restore(sample, parts, n, key)
+        found = feature_set(restored)
+        metrics = {name: fn(found, reference) for name, fn in SET_METRICS.items()}
+        metrics |= {name: float(np.mean(fn(restored, truth))) for name, fn in PIXEL_METRICS.items()}
+        rows.append(Row(label, nfe, metrics, rate))
+        images[f"{label} {nfe}"] = restored
+        report(rows[-1])
+    return rows, images
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as aligned text. KID is printed times 1000."""
+    names = list(rows[0].metrics)
+    head = ["model", "NFE", *(n.upper() + (" x1000" if n == "kid" else "") for n in names), "images/s"]
+    body = [
+        [
+            row.label,
+            str(row.nfe),
+            *(f"{value * (1000 if name == 'kid' else 1):.3f}" for name, value in row.metrics.items()),
+            f"{row.images_per_second:.1f}",
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True)) for line in [head, *body])

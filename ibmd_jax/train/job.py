@@ -1,0 +1,303 @@
+"""The whole job in one workdir: teacher, distillation, evaluation; each stage is skipped where its result is there.
+
+    WORKDIR/config.json              the configuration that owns the folder
+            teacher/, distill/       checkpoints/, events/ (TensorBoard), export/ (the parameters to deploy)
+            pictures/                image grids made while training
+            report.json, samples.png the evaluation
+            samples/                 restored images, one file each (--mode=sample)
+"""
+
+import functools
+import json
+import logging
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
+
+from ibmd_jax.core.arrays import to_uint8
+from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.streams import stream
+from ibmd_jax.core.types import Array, Batch, Params
+from ibmd_jax.methods.base import Method
+from ibmd_jax.networks.generator import with_noise_input
+from ibmd_jax.train.checkpoint import load_params
+from ibmd_jax.train.evaluate import Row, evaluate, split, table
+from ibmd_jax.train.loop import Schedule, fit
+from ibmd_jax.train.pictures import save_grid
+from ibmd_jax.train.sharding import abstract_state
+
+log = logging.getLogger(__name__)
+
+# Sections that do not change the trained parameters: they may differ between the runs of one workdir.
+FREE_SECTIONS = ("schedule", "evaluate")
+
+
+class Job(NamedTuple):
+    """All that a run is made of; build.py makes it from a configuration.
+
+    init_params(key, noise_channels) -> parameters. batches(stage)(step) -> iterator over batches from that step on.
+    test: every test image with its x_0. features: for FID and KID.
+    """
+
+    config: dict[str, Any]
+    mesh: Mesh
+    init_params: Callable[..., Params]
+    teacher: Method
+    distill: Method
+    test: Batch
+    features: Callable[[Array], Array]
+    schedule: Schedule
+    batches: Callable[[str], Callable[[int], Iterator[Batch]]]
+
+
+def run(job: Job, folder: Path, mode: str) -> None:
+    """Runs the stages of a mode, a name of MODES.
+
+    Raises: UserError for bad input, before any work; train.loop.Stopped on a signal.
+    """
+    stages = lookup(MODES, mode, "mode")
+    check_workdir(folder, job.config)
+    seconds: dict[str, float] = {}
+    for stage in stages:
+        begin = time.perf_counter()
+        stage(job, folder, seconds)
+        seconds[stage.__name__] = time.perf_counter() - begin
+
+
+PICTURE_EXAMPLES = 8
+TEACHER_STEPS_IN_PICTURES = 10
+
+
+def _abstract(job: Job, noise_channels: int = 0) -> Params:
+    def init() -> Params:
+        return job.init_params(jax.random.key(0), noise_channels)
+
+    return abstract_state(job.mesh, init, job.schedule.fsdp_min_size)
+
+
+def _key(job: Job, name: str) -> Array:
+    return stream(jax.random.key(job.config["seed"]), name)
+
+
+def _hash(meta: dict[str, Any]) -> str:
+    return f"{zlib.crc32(json.dumps(meta['fingerprint']).encode()):08x}"
+
+
+def _finished(job: Job, folder: Path, steps: int, noise_channels: int = 0) -> tuple[Params, dict[str, Any]] | None:
+    """A stage's exported parameters and metadata, or None if the stage has to run (again)."""
+    if not (folder / "export").is_dir():
+        return None
+    try:
+        params, meta = load_params(folder / "export", _abstract(job, noise_channels))
+    except UserError as error:
+        log.warning("%s", error)
+        return None
+    return (params, meta) if meta["step"] == steps else None
+
+
+def load_teacher(job: Job, folder: Path) -> tuple[Params, dict[str, Any]]:
+    """The frozen teacher and its metadata: config.teacher.checkpoint if it is set, else the workdir's own.
+
+    Raises: UserError if there is none, or if it is of another network.
+    """
+    given = job.config["teacher"]["checkpoint"]
+    if given:
+        return load_params(given, _abstract(job))
+    found = _finished(job, folder / "teacher", job.config["teacher"]["steps"])
+    if found is None:
+        raise UserError(
+            f"no finished teacher in {folder}: run --mode=teacher first, or set --config.teacher.checkpoint=FOLDER"
+        )
+    return found
+
+
+def load_student(job: Job, folder: Path) -> tuple[Params, dict[str, Any]]:
+    """The distilled student and its metadata. Raises UserError if there is none."""
+    c = job.config["distill"]
+    found = _finished(job, folder / "distill", c["steps"], c["noise_channels"])
+    if found is None:
+        raise UserError(f"no finished student in {folder}: run --mode=distill (or the default mode) first")
+    return found
+
+
+def _few(job: Job) -> Batch:
+    """A few test examples for pictures: every n-th, so that they differ."""
+    rows = np.linspace(0, job.test.x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
+    return jax.tree.map(lambda x: x[rows], job.test)
+
+
+def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
+    """Bridge matching, unless the teacher is given or already there."""
+    if job.config["teacher"]["checkpoint"]:
+        load_teacher(job, folder)
+        return
+    if _finished(job, folder / "teacher", job.config["teacher"]["steps"]):
+        log.info("teacher: already trained")
+        return
+    few, key = _few(job), _key(job, "pictures")
+    one, many = (
+        jax.jit(functools.partial(job.teacher.sample, steps=n)) for n in (1, TEACHER_STEPS_IN_PICTURES)
+    )
+
+    def picture(params: Params, label: str) -> None:
+        columns = {"input": few.x_T, "1 step": one(params, key, few)}
+        columns[f"{TEACHER_STEPS_IN_PICTURES} steps"] = many(params, key, few)
+        save_grid(folder / "pictures" / f"{label}.png", {**columns, "truth": few.x_0})
+
+    def start() -> Any:
+        return job.teacher.init(job.init_params(_key(job, "init")))
+
+    fit(
+        "teacher",
+        job.teacher,
+        start,
+        None,
+        job.batches("teacher"),
+        steps=job.config["teacher"]["steps"],
+        seed=job.config["seed"],
+        folder=folder / "teacher",
+        mesh=job.mesh,
+        identity={},
+        schedule=job.schedule,
+        picture=picture,
+    )
+
+
+def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
+    """Distils the teacher into the one-step student, unless it is already there."""
+    c = job.config["distill"]
+    teacher, meta = load_teacher(job, folder)
+    identity = {"teacher": _hash(meta)}
+    found = _finished(job, folder / "distill", c["steps"], c["noise_channels"])
+    if found and found[1]["identity"] == identity:
+        log.info("distill: already done")
+        return
+    few, key = _few(job), _key(job, "pictures")
+    many = jax.jit(functools.partial(job.teacher.sample, steps=TEACHER_STEPS_IN_PICTURES))
+    known = {"input": few.x_T, f"teacher, {TEACHER_STEPS_IN_PICTURES}": many(teacher, key, few), "truth": few.x_0}
+    sample = jax.jit(job.distill.sample)
+
+    def picture(params: Params, label: str) -> None:
+        columns = {"input": known["input"], "student, 1": sample(params, key, few), **known}
+        save_grid(folder / "pictures" / f"{label}.png", columns)
+
+    def start() -> Any:
+        fresh = job.init_params(_key(job, "init"), c["noise_channels"])
+        return job.distill.init((with_noise_input(teacher, fresh), teacher))
+
+    fit(
+        "distill",
+        job.distill,
+        start,
+        teacher,
+        job.batches("distill"),
+        steps=c["steps"],
+        seed=job.config["seed"],
+        folder=folder / "distill",
+        mesh=job.mesh,
+        identity=identity,
+        schedule=job.schedule,
+        picture=picture,
+    )
+
+
+def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
+    """Teacher and student on the test images: a table on the terminal, report.json and samples.png."""
+    c = job.config["evaluate"]
+    (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
+    samplers = [("student", 1, functools.partial(jax.jit(job.distill.sample), student))]
+    for n in c["nfe"]:
+        sample = jax.jit(functools.partial(job.teacher.sample, steps=n))
+        samplers.append(("teacher", n, functools.partial(sample, teacher)))
+
+    def report(row: Row) -> None:
+        log.info("evaluated %s with %d NFE: %.1f images/s", row.label, row.nfe, row.images_per_second)
+
+    rows, images = evaluate(
+        samplers, job.test, job.features, batch_size=c["batch_size"], key=_key(job, "evaluate"), report=report
+    )
+    few = np.linspace(0, job.test.x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
+    columns = {"input": job.test.x_T, **images, "truth": job.test.x_0}
+    save_grid(folder / "samples.png", {name: np.asarray(x)[few] for name, x in columns.items()})
+    slowest = max(rows, key=lambda row: row.nfe)
+    speed_up = rows[0].images_per_second / slowest.images_per_second
+    print(f"\n{table(rows)}\n")
+    print(f"The student makes {speed_up:.0f} times the images/s of the teacher at {slowest.nfe} NFE.")
+    print(f"FID and KID use the features {c['features']!r}: they compare with no published number.")
+    print(f"Wrote {folder / 'report.json'} and {folder / 'samples.png'}.")
+    content = {
+        "rows": [row._asdict() for row in rows],
+        "speed_up": speed_up,
+        "seconds": seconds,
+        "test_images": int(job.test.x_T.shape[0]),
+        "devices": [d.device_kind for d in jax.devices()],
+        "jax": jax.__version__,
+        "config": job.config,
+    }
+    (folder / "report.json").write_text(json.dumps(content, indent=1))
+
+
+def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
+    """Restores every test image with the student, one PNG each."""
+    student, _ = load_student(job, folder)
+    restore = jax.jit(job.distill.sample)
+    (folder / "samples").mkdir(exist_ok=True)
+    n, size = job.test.x_T.shape[0], job.config["evaluate"]["batch_size"]
+    images = [np.asarray(restore(student, _key(job, "sample"), part)) for part in split(job.test, size)]
+    for i, image in enumerate(to_uint8(np.concatenate(images)[:n])):
+        Image.fromarray(image.squeeze()).save(folder / "samples" / f"{i:05d}.png")
+    print(f"Wrote {n} restored images to {folder / 'samples'}.")
+
+
+MODES: dict[str, tuple[Callable[[Job, Path, dict[str, float]], None], ...]] = {
+    "all": (train_teacher, distill, evaluate_both),
+    "teacher": (train_teacher,),
+    "distill": (distill,),
+    "evaluate": (evaluate_both,),
+    "sample": (sample,),
+}
+
+
+def check_workdir(folder: Path, config: dict[str, Any]) -> None:
+    """Creates the workdir, or checks that it belongs to this configuration, which is kept in its config.json.
+
+    Raises: UserError if it cannot be written, or if it was made by another configuration (names the fields).
+    """
+    wanted = {k: v for k, v in config.items() if k not in FREE_SECTIONS}
+    path = folder / "config.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            found = {k: v for k, v in json.loads(path.read_text()).items() if k not in FREE_SECTIONS}
+        else:
+            found = wanted
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to the workdir {folder}: {error.strerror}. Choose another --workdir") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): restore it, or choose another --workdir") from error
+    old, new = _flat(found), _flat(wanted)
+    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    if changed:
+        listing = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:5])
+        raise UserError(
+            f"the workdir {folder} belongs to another configuration ({listing}): choose another --workdir, or undo that"
+        )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config, indent=1))
+    temporary.replace(path)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {k: v for name, sub in tree.items() for k, v in _flat(sub, f"{prefix}.{name}".strip(".")).items()}

@@ -1,0 +1,179 @@
+"""The training loop. Its order is fixed: picture of the old state, save it, next batch, step, log the previous step.
+
+A run is a function of (config, step): keys are derived from the step, batches are numbered, so a stopped run that is
+started again ends with the same bits. SIGTERM and Ctrl-C finish the step at hand, save, and stop.
+"""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.streams import step_key
+from ibmd_jax.core.types import Batch, Params
+from ibmd_jax.methods.base import Method
+from ibmd_jax.train.checkpoint import Checkpoints, export_params
+from ibmd_jax.train.sharding import abstract_state
+from ibmd_jax.train.writers import make_writer
+
+log = logging.getLogger(__name__)
+
+
+class Schedule(NamedTuple):
+    """How often a run logs, saves and draws, in steps; how many checkpoints it keeps; what FSDP splits.
+
+    None of it changes the trained parameters.
+    """
+
+    log_every: int = 10
+    save_every: int = 100
+    picture_every: int = 100
+    keep: int = 3
+    fsdp_min_size: int = 2**20
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its state is saved. code: the exit status to give back."""
+
+    def __init__(self, stage: str, step: int, number: int):
+        name = signal.Signals(number).name
+        super().__init__(f"stopped by {name} at {stage} step {step}, saved: the same command goes on from there")
+        self.code = 128 + number
+
+
+class NotFinite(UserError):
+    """The loss or a gradient is NaN or infinite."""
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT in a list instead of dying; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for s, old in before.items():
+            signal.signal(s, old)
+
+
+@jax.jit
+def _finite(tree: Params) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def fit(
+    stage: str,
+    method: Method,
+    start: Callable[[], Any],
+    frozen: Params | None,
+    batches: Callable[[int], Iterator[Batch]],
+    *,
+    steps: int,
+    seed: int,
+    folder: Path,
+    mesh: Mesh,
+    identity: dict[str, Any],
+    schedule: Schedule = Schedule(),
+    picture: Callable[[Params, str], Any] | None = None,
+) -> Params:
+    """Trains one stage to `steps`, from its newest checkpoint if there is one; returns and exports the result.
+
+    Args:
+        stage: its name, in logs and random streams.
+        start: () -> the method's first state, traceable; called inside jit.
+        batches: step -> iterator over batches from that step on, each already on its devices.
+        folder: gets checkpoints/, export/ and TensorBoard events.
+        identity: saved with every checkpoint, and required to be equal on resume (the teacher's fingerprint).
+        picture: called as picture(exported parameters, label) every schedule.picture_every steps.
+    Raises:
+        Stopped on a signal; NotFinite; UserError for checkpoints of another network or identity.
+    """
+    checkpoints = Checkpoints(folder / "checkpoints", schedule.keep)
+    abstract = abstract_state(mesh, start, schedule.fsdp_min_size)
+    sharding = jax.tree.map(lambda x: x.sharding, abstract)
+    restored = checkpoints.restore(abstract)
+    if restored is None:
+        first, state = 0, jax.jit(start, out_shardings=sharding)()
+    else:
+        first, state, meta = restored
+        if meta["identity"] != identity:
+            raise UserError(
+                f"{folder} was trained with {meta['identity']}, not {identity}: use another --workdir, or remove it"
+            )
+        log.info("%s: resuming at step %d of %d", stage, first, steps)
+
+    update = jax.jit(method.step, donate_argnums=0, out_shardings=(sharding, None))
+    export = jax.jit(method.export)
+    key = jax.random.key(seed)
+    stream = batches(first)
+    writer = make_writer(folder)
+    pending: list[tuple[int, Any]] = []  # infos of finished steps that were not looked at yet
+    saved = first
+
+    def flush(bar: tqdm) -> None:
+        """Reads the pending infos; the only place where the loop waits for the device."""
+        if not pending:
+            return
+        numbers, infos = [n for n, _ in pending], jax.device_get([i for _, i in pending])
+        pending.clear()
+        for n, info in zip(numbers, infos, strict=True):
+            bad = [name for name, value in info._asdict().items() if not np.isfinite(value)]
+            if bad:
+                raise NotFinite(
+                    f"{stage}: {bad[0]} is not finite at step {n}. The last good checkpoint is step {saved} in "
+                    f"{checkpoints.folder}. Lower the learning rate or set optimizer.clip, in a new --workdir."
+                )
+        mean = {name: float(np.mean([getattr(i, name) for i in infos])) for name in infos[0]._fields}
+        writer.write_scalars(numbers[-1] + 1, mean)
+        bar.set_postfix(loss=f"{mean['loss']:.4f}", refresh=False)
+
+    def save(step: int, bar: tqdm) -> None:
+        nonlocal saved
+        flush(bar)
+        if not bool(_finite(state)):
+            raise NotFinite(f"{stage}: a parameter is not finite after step {step}; last good checkpoint: step {saved}")
+        checkpoints.save(step, state, {"identity": identity, "stage": stage})
+        saved = step
+
+    try:
+        with _signals() as received, tqdm(total=steps, initial=first, desc=stage, unit="step", mininterval=1) as bar:
+            for step in range(first, steps):
+                if picture and step % schedule.picture_every == 0:
+                    picture(export(state), f"{stage}_{step:06d}")
+                if received or (step % schedule.save_every == 0 and step > first):
+                    save(step, bar)
+                    if received:
+                        raise Stopped(stage, step, received[0])
+                batch = next(stream)
+                state, info = update(state, frozen, batch, step_key(key, stage, step))
+                pending.append((step, info))
+                if (step + 1) % schedule.log_every == 0:
+                    flush(bar)
+                bar.update()
+            save(steps, bar)
+            params = export(state)
+            if picture:
+                picture(params, f"{stage}_{steps:06d}")
+            export_params(folder / "export", params, {"identity": identity, "stage": stage, "step": steps})
+            if received:
+                raise Stopped(stage, steps, received[0])
+        return params
+    finally:
+        checkpoints.close()
+        writer.close()

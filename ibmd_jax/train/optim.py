@@ -1,0 +1,32 @@
+"""Optimisers and learning rates by name."""
+
+from collections.abc import Callable
+
+import optax
+
+from ibmd_jax.core.errors import lookup
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "radam": optax.radam,
+}
+
+
+def make_optimizer(
+    name: str, learning_rate: float, steps: int, *, b1: float, b2: float, clip: float, warmup: int, decay: bool
+) -> optax.GradientTransformation:
+    """An optimiser of OPTIMIZERS after clipping by the global norm.
+
+    Args:
+        steps: length of the run, in updates of this optimiser.
+        clip: largest gradient norm; 0 does not clip.
+        warmup: updates of linear warm-up from 0.
+        decay: whether the rate then falls to 0 along a cosine; otherwise it stays.
+    """
+    rate = optax.linear_schedule(0.0, learning_rate, warmup)
+    if decay:
+        rest = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1))
+        rate = optax.join_schedules([rate, rest], [warmup])
+    base = lookup(OPTIMIZERS, name, "optimizer")(rate if warmup or decay else learning_rate, b1=b1, b2=b2)
+    return optax.chain(optax.clip_by_global_norm(clip), base) if clip else base

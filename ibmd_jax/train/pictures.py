@@ -1,0 +1,39 @@
+"""Grids of images with a heading for each column."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ibmd_jax.core.arrays import to_uint8
+
+GAP, HEADING = 4, 16
+
+
+def grid(columns: dict[str, np.ndarray], min_side: int = 96) -> Image.Image:
+    """One column for each entry, one row for each example.
+
+    Args:
+        columns: heading -> images [N, H, W, C] in [-1, 1], C = 1 or 3.
+        min_side: smaller images are enlarged by a whole factor to at least this height.
+    """
+    first = next(iter(columns.values()))
+    n, h, w = first.shape[:3]
+    factor = max(1, -(-min_side // h))
+    cell_h, cell_w = h * factor + GAP, w * factor + GAP
+    sheet = Image.new("RGB", (len(columns) * cell_w - GAP, HEADING + n * cell_h - GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (heading, images) in enumerate(columns.items()):
+        draw.text((i * cell_w + 2, 2), heading, fill="black", font=ImageFont.load_default())
+        for j, image in enumerate(to_uint8(images)):
+            image = np.broadcast_to(image, (h, w, 3)).repeat(factor, 0).repeat(factor, 1)
+            sheet.paste(Image.fromarray(np.ascontiguousarray(image)), (i * cell_w, HEADING + j * cell_h))
+    return sheet
+
+
+def save_grid(path: Path, columns: dict[str, np.ndarray]) -> None:
+    """Writes `grid(columns)` as a PNG, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    grid(columns).save(temporary, format="PNG")
+    temporary.replace(path)

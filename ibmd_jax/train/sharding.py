@@ -1,0 +1,50 @@
+"""Where arrays live: one mesh over all devices, batches split over it, states by one rule over the whole tree."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Params
+
+
+def make_mesh() -> Mesh:
+    """A mesh of one axis, "data", over all devices; one device is a mesh of one."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Examples split over the devices."""
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def state_sharding(mesh: Mesh, tree: Params, min_size: int) -> Params:
+    """A sharding for every leaf: large leaves split on their largest divisible axis (FSDP), the others replicated.
+
+    Args: tree: arrays or ShapeDtypeStructs. min_size: leaves with fewer elements are replicated.
+    """
+
+    def rule(leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        divisible = [axis for axis, n in enumerate(leaf.shape) if n % mesh.size == 0]
+        if mesh.size == 1 or leaf.size < min_size or not divisible:
+            return NamedSharding(mesh, PartitionSpec())
+        axis = max(divisible, key=lambda i: leaf.shape[i])
+        return NamedSharding(mesh, PartitionSpec(*(None,) * axis, "data"))
+
+    return jax.tree.map(rule, tree)
+
+
+def abstract_state(mesh: Mesh, init, min_size: int) -> Params:
+    """Shapes, dtypes and shardings of init()'s result, without computing it."""
+    shapes = jax.eval_shape(init)
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_sharding(mesh, shapes, min_size)
+    )
+
+
+def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
+    """Raises UserError unless batch_size examples split evenly over the mesh."""
+    if batch_size % mesh.size:
+        lower, upper = batch_size - batch_size % mesh.size, batch_size + -batch_size % mesh.size
+        raise UserError(
+            f"{name} = {batch_size} does not divide over {mesh.size} devices: use {lower or upper} or {upper}"
+        )

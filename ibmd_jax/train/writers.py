@@ -1,0 +1,14 @@
+"""TensorBoard events through clu, whose writers load TensorFlow: imported only when a run starts."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+
+def make_writer(folder: Path) -> Any:
+    """A clu MetricWriter into `folder`/events, in a thread of its own, so that logging never delays a step."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on stderr otherwise
+    from clu import metric_writers
+
+    (folder / "events").mkdir(parents=True, exist_ok=True)
+    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder / "events")))
