@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ibmd_jax.core.arrays import from_uint8
 from ibmd_jax.data.emoji import emoji, index
@@ -32,7 +32,7 @@ def main() -> None:
 
     x, y = from_uint8(emoji("train")), labels("train")
     x_test, y_test = from_uint8(emoji("test")), labels("test")
-    net = EmojiNet()
+    net = EmojiNet(classes=int(y.max()) + 1)
     params = net.init(jax.random.key(0), x[:1])["params"]
     optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 2e-3, 100, args.steps), weight_decay=1e-2)
     state = optimizer.init(params)
@@ -40,7 +40,7 @@ def main() -> None:
     @jax.jit
     def step(params, state, images, targets):
         def loss_fn(params):
-            logits = net.apply({"params": params}, images)[1]
+            logits = net.apply({"params": params}, images)
             return optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(params)
@@ -55,10 +55,19 @@ def main() -> None:
         top, left = rng.integers(5, size=2)
         params, state, loss = step(params, state, padded[:, top : top + 32, left : left + 32], y[rows])
         if (i + 1) % 100 == 0:
-            logits = jax.jit(lambda p: net.apply({"params": p}, x_test)[1])(params)
+            logits = jax.jit(lambda p: net.apply({"params": p}, x_test))(params)
             accuracy = float((jnp.argmax(logits, -1) == y_test).mean())
             print(f"step {i + 1} loss {float(loss):.3f} test accuracy {accuracy:.3f}", flush=True)
-    np.savez_compressed(args.out, **{"/".join(k): np.asarray(v, np.float16) for k, v in flatten_dict(params).items()})
+    save(args.out, params, x)
+
+
+def save(path: str, params: dict, x: np.ndarray) -> None:
+    """Writes the weights without the class scores, as float16, and the features' standard deviations on x."""
+    flat = {k: np.asarray(v, np.float16) for k, v in flatten_dict(params).items() if k[0] != "logits"}
+    rounded = unflatten_dict({k: jnp.asarray(v, jnp.float32) for k, v in flat.items()})
+    net = jax.jit(lambda images: EmojiNet().apply({"params": rounded}, images))
+    features = np.concatenate([np.asarray(net(x[i : i + 242])) for i in range(0, len(x), 242)])
+    np.savez_compressed(path, scale=features.std(0), **{"/".join(k): v for k, v in flat.items()})
 
 
 if __name__ == "__main__":

@@ -40,7 +40,8 @@ def inpaint_freeform(key: Key, x_0: Array, low: float = 0.1, high: float = 0.3, 
     start = jax.random.uniform(k_start, (1, 2))
     corners = start + jnp.cumsum(jax.random.uniform(k_walk, (points, 2), minval=-0.35, maxval=0.35), axis=0)
     corners = 1 - jnp.abs(1 - corners % 2)  # reflect at the borders
-    pixels = jnp.stack(jnp.meshgrid((jnp.arange(h) + 0.5) / h, (jnp.arange(w) + 0.5) / w, indexing="ij"), axis=-1)
+    rows, columns = ((jnp.arange(n, dtype=jnp.float32) + 0.5) / n for n in (h, w))
+    pixels = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), axis=-1)
     # Distance of every pixel to every segment of the walk, [H, W, points - 1].
     begin, along = corners[:-1], corners[1:] - corners[:-1]
     offset = pixels[:, :, None, :] - begin[None, None, :, :]

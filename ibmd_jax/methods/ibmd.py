@@ -141,7 +141,7 @@ def ibmd(
 
             loss, grads = jax.value_and_grad(loss_fn)(phi)
             updates, opt = auxiliary_optimizer.update(grads, opt, phi)
-            return (optax.apply_updates(phi, updates), opt), (loss, optax.global_norm(grads))
+            return (optax.apply_updates(phi, updates), opt), (loss, optax.tree.norm(grads))
 
         keys = jax.vmap(lambda i: step_key(key, "auxiliary", i))(jnp.arange(auxiliary_updates))
         first = jax.tree.map(lambda x: x[:-1], batches)
@@ -173,7 +173,7 @@ def ibmd(
             teacher_term,
             auxiliary_term,
             auxiliary_loss.mean(),
-            optax.global_norm(grads),
+            optax.tree.norm(grads),
             auxiliary_norm.mean(),
         )
         return State(n, student, phi, ema, student_opt, phi_opt), info

@@ -81,7 +81,7 @@ def teacher(
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         n = state.step + 1
-        return State(n, params, ema_update(state.ema, params, n, ema_decay), opt), Info(loss, optax.global_norm(grads))
+        return State(n, params, ema_update(state.ema, params, n, ema_decay), opt), Info(loss, optax.tree.norm(grads))
 
     def sample(params: Params, key: Key, batch: Batch, steps: int = sample_steps) -> Array:
         def bound(x_t: Array, t: Array, x_T: Array, cond=None) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 def make_writer(folder: Path) -> Any:
     """A clu MetricWriter into `folder`/events, in a thread of its own, so that logging never delays a step."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on stderr otherwise
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from clu import metric_writers
 
     (folder / "events").mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """Features for the embedded demo set: a small classifier of emoji subcategories. NOT Inception.
 
+Two scales side by side: 64 channels of its third layer (strokes, edges, blur) and the 64 units before its class scores
+(what is drawn), each averaged over the image and divided by its standard deviation on the training split.
 Distances over these features rank models on 32 x 32 emoji and mean nothing beside published FID values.
 `emoji.npz` is made by benchmarks/train_features.py from the training split.
 """
@@ -16,33 +18,40 @@ from flax.traverse_util import unflatten_dict
 
 from ibmd_jax.core.types import Array
 
+LAYERS = ((32, 1), (64, 2), (64, 1), (96, 2), (128, 2))  # (channels, stride)
+FINE_LAYER = 2
+
 
 class EmojiNet(nn.Module):
-    """x [B, 32, 32, 3] -> (features [B, 64], logits [B, classes])."""
+    """x [B, 32, 32, 3] -> features [B, 128]; with classes > 0 their scores [B, classes] instead."""
 
-    classes: int = 99
+    classes: int = 0
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
-        for i, (width, stride) in enumerate(((32, 1), (64, 2), (64, 1), (96, 2), (128, 2))):
+    def __call__(self, x: Array) -> Array:
+        for i, (width, stride) in enumerate(LAYERS):
             x = nn.Conv(width, (3, 3), strides=(stride, stride), padding="SAME", name=f"conv{i}")(x)
             x = nn.relu(nn.GroupNorm(num_groups=8, epsilon=1e-5, name=f"norm{i}")(x))
-        features = nn.Dense(64, name="features")(x.mean((1, 2)))
-        return features, nn.Dense(self.classes, name="logits")(nn.relu(features))
+            if i == FINE_LAYER:
+                fine = x.mean((1, 2))
+        coarse = nn.Dense(64, name="features")(x.mean((1, 2)))
+        if self.classes:
+            return nn.Dense(self.classes, name="logits")(nn.relu(coarse))
+        return jnp.concatenate([fine, coarse], axis=-1)
 
 
 @functools.cache
 def emoji_features() -> Callable[[Array], Array]:
-    """The bundled network as a jitted function [B, 32, 32, 3] -> [B, 64]. Raises ValueError for other image sizes."""
+    """The bundled network as a jitted function [B, 32, 32, 3] -> [B, 128]. Raises ValueError for other image sizes."""
     with (importlib.resources.files(__package__) / "emoji.npz").open("rb") as file:
         flat = {tuple(name.split("/")): jnp.asarray(v, jnp.float32) for name, v in np.load(file).items()}
+    scale = flat.pop(("scale",))
     params = unflatten_dict(flat)
-    net = EmojiNet()
 
     @jax.jit
     def features(x: Array) -> Array:
         if x.shape[1:] != (32, 32, 3):
             raise ValueError(f"emoji features take images [B, 32, 32, 3], got {x.shape}")
-        return net.apply({"params": params}, jnp.clip(x, -1, 1))[0]
+        return EmojiNet().apply({"params": params}, jnp.clip(x, -1, 1)) / scale[None, :]
 
     return features

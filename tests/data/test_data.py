@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.corruptions import CORRUPTIONS
+from ibmd_jax.data import SOURCES
+from ibmd_jax.data.emoji import emoji, index
+from ibmd_jax.data.pipeline import examples, make_corrupt
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_source_gives_images_of_one_shape(name, split):
+    source = SOURCES[name](split)
+    assert len({(source[i].shape, source[i].dtype.str) for i in range(len(source))}) == 1
+    assert source[0].dtype == np.uint8
+
+
+def test_the_demo_set_has_its_published_sizes_and_splits():
+    assert emoji("train").shape == (3388, 32, 32, 3)
+    assert emoji("test").shape == (398, 32, 32, 3)
+    bases = {split: {e["base"] for e in index() if e["split"] == split} for split in ("train", "test")}
+    assert not bases["train"] & bases["test"]
+    with pytest.raises(UserError, match="unknown split"):
+        emoji("validation")
+
+
+def test_every_tile_is_a_drawing_on_white():
+    tiles = np.concatenate([emoji("train"), emoji("test")])
+    assert (tiles.reshape(len(tiles), -1).std(1) > 0).all()
+    grinning = emoji("train")[0]
+    assert (grinning[0, 0] == 255).all()
+    red, green, blue = grinning[20, 4].astype(int)  # a yellow face
+    assert min(red, green) > blue + 40
+
+
+def take(steps, **settings):
+    stream = examples(emoji("train"), **{"seed": 3, "batch_size": 8, "flip": True, **settings})
+    return [next(stream) for _ in range(steps)]
+
+
+def test_a_run_resumes_at_any_step():
+    whole = take(6)
+    for start in (1, 4):
+        for (a, i), (b, j) in zip(whole[start:], take(6 - start, start_step=start), strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(i, j)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_global_batches_do_not_depend_on_the_number_of_processes(processes):
+    parts = [take(3, process=p, processes=processes) for p in range(processes)]
+    for step, (images, numbers) in enumerate(take(3)):
+        joined = np.concatenate([p[step][1] for p in parts])
+        order = np.argsort(joined)
+        np.testing.assert_array_equal(joined[order], numbers)
+        np.testing.assert_array_equal(np.concatenate([p[step][0] for p in parts])[order], images)
+
+
+def test_an_epoch_holds_every_image_once_and_the_next_is_shuffled_anew():
+    tiny = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    stream = examples(tiny, seed=0, batch_size=12)
+    first, second = next(stream)[0].ravel(), next(stream)[0].ravel()
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first.tolist() != second.tolist()
+
+
+def test_flips_mirror_about_half_of_the_images():
+    plain, flipped = (np.concatenate([x for x, _ in take(40, flip=f)]) for f in (False, True))
+    same = (plain == flipped).all((1, 2, 3))
+    np.testing.assert_array_equal(flipped[~same], plain[~same][:, :, ::-1])
+    assert 0.3 < same.mean() < 0.7
+
+
+def test_an_example_is_corrupted_by_its_number_alone():
+    corrupt = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "train")
+    images, numbers = emoji("test")[:4], np.arange(4)
+    batch = corrupt(images, numbers)
+    np.testing.assert_array_equal(corrupt(images[2:], numbers[2:]).x_T, batch.x_T[2:])
+    np.testing.assert_allclose(batch.x_0, images.astype(np.float32) / 127.5 - 1, atol=1e-6)
+    assert (corrupt(images, numbers + 4).x_T != batch.x_T).any()
+    other = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "test")(images, numbers)
+    assert (other.x_T != batch.x_T).any()
+
+
+def test_corruption_keeps_the_sharding_of_the_batch():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    images, numbers = (jax.device_put(jnp.asarray(x), sharding) for x in (emoji("test")[:8], np.arange(8, dtype=np.int32)))
+    batch = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "train")(images, numbers)
+    assert batch.x_T.sharding.is_equivalent_to(sharding, 4)

@@ -1,0 +1,255 @@
+"""IBMD against closed forms: Gaussian couplings in one and two dimensions, with the analytic teacher."""
+
+import gaussian
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ibmd_jax.bridges import I2SB, Brownian
+from ibmd_jax.bridges.base import bridge as as_bridge
+from ibmd_jax.core.types import Batch
+from ibmd_jax.methods import ibmd
+from ibmd_jax.methods.base import ten_to
+from ibmd_jax.methods.ibmd import generate, student_terms
+from ibmd_jax.methods.teacher import bridge_matching_loss
+
+COUPLINGS = {"1-D": gaussian.ONE_D, "2-D": gaussian.TWO_D}
+BRIDGE = I2SB()
+T_MIN = 1e-3
+BATCH = 512
+
+
+def method(coupling, bridge=BRIDGE, steps=1500, **settings):
+    d = len(coupling.S)
+    rate = optax.cosine_decay_schedule(2e-2, steps)
+    settings = {"auxiliary_updates": 3, "noise_channels": d, "t_min": T_MIN, **settings}
+    fast = optax.adam(optax.cosine_decay_schedule(5e-2, 3 * steps, alpha=0.02), b1=0.0)
+    return ibmd(gaussian.make_denoise(bridge, coupling.S), bridge, optax.adam(rate, b1=0.5), fast, **settings)
+
+
+def start(coupling):
+    """The student and auxiliary begin far from the truth: a shrunk slope, and little noise."""
+    d = len(coupling.S)
+    return {"M": 0.3 * jnp.asarray(coupling.M), "R": 0.2 * jnp.eye(d)}
+
+
+def initial_state(m, coupling):
+    return m.init((start(coupling), jax.tree.map(jnp.copy, start(coupling))))
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("weight", ["one", "ten_to_1"])
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_recovers_slope_and_variance_of_a_gaussian_coupling(name, weight):
+    coupling, steps = COUPLINGS[name], 1500
+    settings = {} if weight == "one" else {"student_weight": ten_to(1.0)}
+    m = method(coupling, steps=steps, ema_decay=0.99, **settings)
+
+    @jax.jit
+    def train(state):
+        def body(state, i):
+            key = jax.random.fold_in(jax.random.key(0), i)
+            batch = Batch(gaussian.draw_x_T(coupling, jax.random.fold_in(key, 1), BATCH * m.batches))
+            return m.step(state, coupling.params, batch, key)
+
+        return jax.lax.scan(body, state, jnp.arange(steps))[0]
+
+    found = m.export(train(initial_state(m, coupling)))
+    np.testing.assert_allclose(found["M"], coupling.M, atol=0.02 * np.abs(coupling.M).max())
+    variance = coupling.R @ coupling.R.T
+    np.testing.assert_allclose(found["R"] @ found["R"].T, variance, atol=0.02 * np.abs(variance).max())
+
+
+def exact_loss(theta, phi, teacher, coupling, bridge=BRIDGE, weight=lambda b, t: jnp.ones_like(t)):
+    """Equation (3) by quadrature over t, phi held fixed."""
+    t = T_MIN + (1 - T_MIN) * (jnp.arange(400, dtype=jnp.float32) + 0.5) / 400
+    S = jnp.asarray(coupling.S)
+
+    def at(u):
+        good, bad = (gaussian.exact_error(bridge, p, theta, S, u) for p in (teacher, phi))
+        return weight(bridge, u) * (good - bad)
+
+    return jax.vmap(at)(t).mean()
+
+
+def estimated_loss(theta, phi, teacher, coupling, key, bridge=BRIDGE, weight=lambda b, t: jnp.ones_like(t), n=200_000):
+    denoise, d = gaussian.make_denoise(bridge, coupling.S), len(coupling.S)
+    batch = Batch(gaussian.draw_x_T(coupling, jax.random.fold_in(key, 0), n))
+    t = jax.random.uniform(jax.random.fold_in(key, 1), (n,), minval=T_MIN, maxval=1.0)
+    x_0 = generate(denoise, bridge, theta, batch, jax.random.fold_in(key, 2), d)
+    good, bad = student_terms(denoise, bridge, teacher, phi, x_0, batch, t, jax.random.fold_in(key, 3), weight)
+    assert good.shape == bad.shape == (n,)
+    return (good - bad).mean()
+
+
+@as_bridge
+class CutBridge(I2SB):
+    """I2SB without the gradient through x_t, which turns IBMD into VSD."""
+
+    def sample(self, key, x_0, x_T, t):
+        return jax.lax.stop_gradient(super().sample(key, x_0, x_T, t))
+
+
+def loss_and_gradient_agree(coupling, bridge):
+    teacher, phi = coupling.params, {"M": 0.6 * jnp.asarray(coupling.M), "R": 0.9 * jnp.asarray(coupling.R)}
+    theta = start(coupling)
+    exact = jax.value_and_grad(exact_loss)(theta, phi, teacher, coupling, weight=ten_to(1.0))
+    runs = [
+        jax.value_and_grad(estimated_loss)(
+            theta, phi, teacher, coupling, jax.random.key(i), bridge=bridge, weight=ten_to(1.0)
+        )
+        for i in range(8)
+    ]
+    flat = np.stack([np.concatenate([np.ravel(x) for x in jax.tree.leaves(run)]) for run in runs])
+    expected = np.concatenate([np.ravel(x) for x in jax.tree.leaves(exact)])
+    error = np.abs(flat.mean(0) - expected)
+    return bool((error < 5 * flat.std(0, ddof=1) / len(runs) ** 0.5 + 1e-4).all())
+
+
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_loss_and_gradient_are_unbiased(name):
+    assert loss_and_gradient_agree(COUPLINGS[name], BRIDGE)
+
+
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_without_the_gradient_through_x_t_it_is_another_gradient(name):
+    assert not loss_and_gradient_agree(COUPLINGS[name], CutBridge())
+
+
+@pytest.mark.parametrize("name", COUPLINGS)
+def test_the_gradient_vanishes_at_the_truth(name):
+    coupling = COUPLINGS[name]
+    truth = coupling.params
+    grads = jax.grad(estimated_loss)(truth, truth, truth, coupling, jax.random.key(0), n=1000)
+    for leaf in jax.tree.leaves(grads):
+        np.testing.assert_array_equal(leaf, 0)  # the two terms are the same numbers
+    exact = jax.grad(exact_loss)(start(coupling), start(coupling), truth, coupling)
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(exact)) > 0.01
+
+
+def test_teacher_and_auxiliary_get_exactly_zero_gradient_from_the_student_loss():
+    coupling = gaussian.TWO_D
+    grads = jax.grad(estimated_loss, argnums=(1, 2))(
+        start(coupling), start(coupling), coupling.params, coupling, jax.random.key(0), n=100
+    )
+    for leaf in jax.tree.leaves(grads):
+        np.testing.assert_array_equal(leaf, 0)
+
+
+def one_step(m, coupling, key=0, **replace):
+    batch = Batch(gaussian.draw_x_T(coupling, jax.random.key(9), 64 * m.batches))
+    state = initial_state(m, coupling)
+    return state, jax.jit(m.step)(state, coupling.params, batch._replace(**replace), jax.random.key(key))
+
+
+def differs(a, b):
+    return any(bool((x != y).any()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_each_update_moves_its_own_network_only():
+    coupling = gaussian.TWO_D
+    still, moving = optax.sgd(0.0), optax.sgd(0.1)
+    denoise = gaussian.make_denoise(BRIDGE, coupling.S)
+    for student, auxiliary in ((still, moving), (moving, still)):
+        m = ibmd(denoise, BRIDGE, student, auxiliary, auxiliary_updates=2, noise_channels=2)
+        before, (after, _) = one_step(m, coupling)
+        assert differs(before.student, after.student) == (student is moving)
+        assert differs(before.auxiliary, after.auxiliary) == (auxiliary is moving)
+
+
+def test_the_auxiliary_makes_L_updates_on_fresh_batches():
+    """L steps of SGD on (2) by hand, with the keys and batches that step() uses, give the same auxiliary."""
+    coupling, L = gaussian.TWO_D, 3
+    denoise = gaussian.make_denoise(BRIDGE, coupling.S)
+    m = ibmd(denoise, BRIDGE, optax.sgd(0.0), optax.sgd(0.1), auxiliary_updates=L, noise_channels=2, t_min=T_MIN)
+    before, (after, info) = one_step(m, coupling)
+
+    from ibmd_jax.bridges.times import uniform
+    from ibmd_jax.core.streams import step_key, stream
+    from ibmd_jax.methods.base import split_batch
+
+    batches = split_batch(Batch(gaussian.draw_x_T(coupling, jax.random.key(9), 64 * m.batches)), m.batches)
+    phi, losses = before.auxiliary, []
+    for i in range(L):
+        k = step_key(jax.random.key(0), "auxiliary", i)
+        part = Batch(batches.x_T[i])
+        data = part._replace(x_0=generate(denoise, BRIDGE, before.student, part, stream(k, "z"), 2))
+        t = uniform(stream(k, "t"), 64, T_MIN, 1.0)
+        loss, grad = jax.value_and_grad(
+            lambda p, data=data, t=t, k=k: bridge_matching_loss(denoise, BRIDGE, p, data, t, stream(k, "x_t")).mean()
+        )(phi)
+        phi = jax.tree.map(lambda p, g: p - 0.1 * g, phi, grad)
+        losses.append(float(loss))
+    for x, y in zip(jax.tree.leaves(phi), jax.tree.leaves(after.auxiliary), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(info.auxiliary_loss, np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_clean_images_are_never_touched():
+    """A batch whose x_0 is NaN gives the same step, bit for bit, as one that has none."""
+    coupling = gaussian.ONE_D
+    m = method(coupling)
+    _, (without, info) = one_step(m, coupling)
+    _, (poisoned, _) = one_step(m, coupling, x_0=jnp.full((64 * m.batches, 1), jnp.nan))
+    assert not differs(without, poisoned)
+    assert all(np.isfinite(v) for v in info)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_ema_averages_the_student():
+    coupling = gaussian.ONE_D
+    m = method(coupling, ema_decay=0.99)
+    before, (after, _) = one_step(m, coupling)
+    d = 2 / 11  # the first update of the warm-up
+    for b, s, e in zip(*(jax.tree.leaves(x) for x in (before.student, after.student, after.ema)), strict=True):
+        np.testing.assert_allclose(e, d * b + (1 - d) * s, rtol=1e-6)
+
+
+def test_the_loss_counts_the_mask_only():
+    """Pixels outside the mask equal x_T in x_0 and carry no loss."""
+    x_T = jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
+    mask = jnp.zeros((4, 2, 2, 1), bool).at[:, 0, 0].set(True)
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        return params * x_t + 5.0
+
+    batch = Batch(x_T, mask=mask)
+    x_0 = generate(denoise, BRIDGE, jnp.float32(0), batch, jax.random.key(1))
+    np.testing.assert_array_equal(x_0, jnp.where(mask, 5.0, x_T))
+    t = jnp.full((4,), 0.5)
+    good, bad = student_terms(denoise, BRIDGE, jnp.float32(0), jnp.float32(1), x_0, batch, t, jax.random.key(2))
+    np.testing.assert_array_equal(good, 0)  # the hole is predicted exactly; what is wrong elsewhere does not count
+    assert (bad > 0).all()
+
+
+@pytest.mark.parametrize("bridge", [Brownian(), I2SB()], ids=repr)
+def test_the_generator_is_the_denoiser_at_T(bridge):
+    seen = []
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        seen.append((t, z.shape))
+        return x_t
+
+    generate(denoise, bridge, None, Batch(jnp.zeros((3, 4, 4, 1))), jax.random.key(0), 2)
+    assert seen == [(bridge.T, (3, 4, 4, 2))]
+
+
+@pytest.mark.parametrize(("backend", "unroll"), [("cpu", 3), ("tpu", 1), ("gpu", 1)])
+def test_the_auxiliary_loop_is_unrolled_on_cpu_only(monkeypatch, backend, unroll):
+    seen = []
+
+    def scan(f, init, xs, unroll):
+        seen.append(unroll)
+        return real_scan(f, init, xs)
+
+    real_scan = jax.lax.scan
+    monkeypatch.setattr(jax.lax, "scan", scan)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    coupling = gaussian.ONE_D
+    denoise = gaussian.make_denoise(BRIDGE, coupling.S)
+    m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=3, noise_channels=1)
+    one_step(m, coupling)
+    assert seen == [unroll]

@@ -1,0 +1,84 @@
+"""Bridge matching: the loss in closed form, and a teacher that learns a Gaussian coupling's denoiser."""
+
+import gaussian
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ibmd_jax.bridges import I2SB
+from ibmd_jax.core.types import Batch
+from ibmd_jax.methods import teacher
+from ibmd_jax.methods.base import WEIGHTS, split_batch
+from ibmd_jax.methods.teacher import bridge_matching_loss
+
+BRIDGE, COUPLING = I2SB(), gaussian.TWO_D
+DENOISE = gaussian.make_denoise(BRIDGE, COUPLING.S)
+
+
+def draw(key, n):
+    k = jax.random.split(key, 2)
+    x_T = gaussian.draw_x_T(COUPLING, k[0], n)
+    return Batch(x_T, DENOISE(COUPLING.params, x_T, 1.0, z=jax.random.normal(k[1], x_T.shape)))
+
+
+def test_the_loss_is_the_exact_error_of_the_denoiser():
+    wrong = {"M": jnp.eye(2) * 0.3, "R": jnp.eye(2)}
+    for t in (0.1, 0.6):
+        loss = bridge_matching_loss(
+            DENOISE, BRIDGE, wrong, draw(jax.random.key(0), 400_000), jnp.full((400_000,), t), jax.random.key(1)
+        )
+        expected = gaussian.exact_error(BRIDGE, wrong, COUPLING.params, jnp.asarray(COUPLING.S), jnp.float32(t))
+        np.testing.assert_allclose(loss.mean(), expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_weight_multiplies_the_loss_of_each_example(name):
+    t = jnp.array([0.1, 0.5, 1.0])
+    batch = draw(jax.random.key(0), 3)
+    plain, weighted = (
+        bridge_matching_loss(DENOISE, BRIDGE, {"M": jnp.eye(2), "R": jnp.eye(2)}, batch, t, jax.random.key(1), w)
+        for w in (WEIGHTS["one"], WEIGHTS[name])
+    )
+    np.testing.assert_allclose(weighted, plain * WEIGHTS[name](BRIDGE, t), rtol=1e-6)
+
+
+def test_the_weights_are_what_their_names_say():
+    t = jnp.array([0.25, 1.0])
+    np.testing.assert_allclose(WEIGHTS["one"](BRIDGE, t), [1, 1])
+    np.testing.assert_allclose(WEIGHTS["ten_to_2"](BRIDGE, t), [10**1.5, 1], rtol=1e-6)
+    np.testing.assert_allclose(WEIGHTS["inverse_rho2"](BRIDGE, t), 1 / BRIDGE.rho(t) ** 2, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_teacher_learns_the_coupling_and_samples_from_it():
+    steps = 600
+    m = teacher(DENOISE, BRIDGE, optax.adam(optax.cosine_decay_schedule(3e-2, steps)), ema_decay=0.99)
+
+    @jax.jit
+    def train(state):
+        def body(state, i):
+            return m.step(state, None, draw(jax.random.fold_in(jax.random.key(0), i), 512), jax.random.key(i))
+
+        return jax.lax.scan(body, state, jnp.arange(steps))
+
+    state, info = train(m.init({"M": jnp.zeros((2, 2)), "R": jnp.eye(2)}))
+    found = m.export(state)
+    t = jnp.linspace(0.1, 1.0, 7)
+    for u in t:
+        K, expected = (gaussian.gain(BRIDGE, p, jnp.asarray(COUPLING.S), u)[0] for p in (found, COUPLING.params))
+        np.testing.assert_allclose(K, expected, atol=0.03)
+    assert info.loss[-50:].mean() < info.loss[:10].mean()
+
+    x_T = gaussian.draw_x_T(COUPLING, jax.random.key(5), 50_000)
+    x_0 = m.sample(COUPLING.params, jax.random.key(6), Batch(x_T), steps=50)
+    V = gaussian.moments(COUPLING.params, jnp.asarray(COUPLING.S))[1]
+    np.testing.assert_allclose(np.cov(x_0.T), V, atol=0.03)
+
+
+def test_split_batch_keeps_every_example_once():
+    parts = split_batch(Batch(jnp.arange(12).reshape(12, 1)), 3)
+    assert parts.x_T.shape == (3, 4, 1)
+    assert sorted(np.ravel(parts.x_T).tolist()) == list(range(12))
+    assert parts.x_0 is None

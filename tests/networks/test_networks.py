@@ -1,0 +1,228 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+from flax import nnx
+
+from ibmd_jax.bridges import BRIDGES, I2SB
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.networks import NETWORKS
+from ibmd_jax.networks.adapters import from_linen, from_nnx
+from ibmd_jax.networks.blocks import AttentionBlock, ResBlock, timestep_embedding
+from ibmd_jax.networks.denoiser import PRECONDITIONINGS, init_denoiser, make_denoiser
+from ibmd_jax.networks.generator import with_noise_input
+from ibmd_jax.networks.unet import UNet, depth_to_space, space_to_depth
+
+SMALL = {"unet": {"channels": (8, 16), "attention": (1,), "head_channels": 8, "groups": 4}}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+X = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+T = jnp.array([0.3, 1.0])
+
+
+def perturb(params, scale=0.1):
+    """Moves every parameter, so that zero-initialised layers take part."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    moved = [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+@every_network
+def test_a_network_keeps_the_shape_and_starts_at_zero(name):
+    network = from_linen(NETWORKS[name](**SMALL[name]))
+    params = init_denoiser(network, jax.random.key(0), (16, 16, 3))
+    y = network.apply(params, X, T)
+    assert y.shape == X.shape
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y, 0)
+
+
+@every_network
+def test_the_untrained_student_equals_the_teacher_bit_for_bit(name):
+    network, bridge = from_linen(NETWORKS[name](**SMALL[name])), I2SB()
+    denoise = jax.jit(make_denoiser(network, bridge, "i2sb"))
+    teacher = perturb(init_denoiser(network, jax.random.key(0), (16, 16, 3)))
+    fresh = init_denoiser(network, jax.random.key(1), (16, 16, 3), noise_channels=2)
+    student = with_noise_input(teacher, fresh)
+    z = jax.random.normal(jax.random.key(2), (2, 16, 16, 2))
+    np.testing.assert_array_equal(denoise(student, X, bridge.T, z=z), denoise(teacher, X, bridge.T))
+    moved = perturb(student)
+    assert (denoise(moved, X, bridge.T, z=z) != denoise(moved, X, bridge.T, z=2 * z)).any()
+
+
+@every_network
+def test_the_noise_weights_get_a_gradient(name):
+    network = from_linen(NETWORKS[name](**SMALL[name]))
+    params = perturb(init_denoiser(network, jax.random.key(0), (16, 16, 3)))
+    student = with_noise_input(params, init_denoiser(network, jax.random.key(1), (16, 16, 3), noise_channels=1))
+    z = jax.random.normal(jax.random.key(2), (2, 16, 16, 1))
+    grads = jax.grad(lambda p: jnp.square(network.apply(p, X, T, None, z)).sum())(student)
+    assert float(optax.tree.norm(grads["noise_in"])) > 0
+
+
+def test_with_noise_input_names_what_does_not_fit():
+    old, new = {"a": jnp.ones((3, 4)), "b": jnp.ones(2)}, {"a": jnp.ones((3, 5)), "b": jnp.ones(2)}
+    with pytest.raises(UserError, match=r"\['a'\].*\(3, 4\).*\(3, 5\)"):
+        with_noise_input(old, new)
+    with pytest.raises(UserError, match=r"\['b'\] of the teacher has no place"):
+        with_noise_input(old, {"a": old["a"]})
+
+
+@every_network
+def test_the_time_changes_the_output(name):
+    network = from_linen(NETWORKS[name](**SMALL[name]))
+    params = perturb(init_denoiser(network, jax.random.key(0), (16, 16, 3)))
+    assert (network.apply(params, X, T) != network.apply(params, X, T + 0.1)).any()
+
+
+def test_the_demo_network_has_the_size_it_is_meant_to_have():
+    params = jax.eval_shape(
+        lambda k: init_denoiser(from_linen(UNet(groups=16)), k, (32, 32, 3)), jax.random.key(0)
+    )
+    assert 0.5e6 < sum(x.size for x in jax.tree.leaves(params)) < 1.5e6
+
+
+def test_patches_round_trip_and_keep_pixels_together():
+    np.testing.assert_array_equal(depth_to_space(space_to_depth(X, 2), 2), X)
+    np.testing.assert_array_equal(space_to_depth(X, 2)[0, 1, 3].reshape(2, 2, 3), X[0, 2:4, 6:8])
+
+
+def test_timestep_embedding_has_the_cosines_first():
+    e = timestep_embedding(jnp.array([0.0, 2.0]), 8)
+    np.testing.assert_array_equal(e[0], [1, 1, 1, 1, 0, 0, 0, 0])
+    frequencies = 1e4 ** (-np.arange(4) / 4)
+    np.testing.assert_allclose(e[1], np.concatenate([np.cos(2 * frequencies), np.sin(2 * frequencies)]), rtol=1e-5)
+
+
+def test_res_block_is_scale_shift_normalisation_by_hand():
+    """One group per channel, no resampling: the block written out in numpy."""
+    block = ResBlock(4, groups=4)
+    x, emb = jax.random.normal(jax.random.key(1), (1, 4, 4, 4)), jax.random.normal(jax.random.key(2), (1, 6))
+    params = perturb(block.init(jax.random.key(0), x, emb)["params"], 0.3)
+
+    def norm(h, p):
+        mean, var = h.mean((1, 2), keepdims=True), h.var((1, 2), keepdims=True)
+        return (h - mean) / np.sqrt(var + 1e-5) * p["scale"] + p["bias"]
+
+    def silu(h):
+        return h / (1 + np.exp(-h))
+
+    def conv(h, p):
+        padded, k = np.pad(h, ((0, 0), (1, 1), (1, 1), (0, 0))), np.asarray(p["kernel"])
+        return sum(padded[:, i : i + 4, j : j + 4] @ k[i, j] for i in range(3) for j in range(3)) + p["bias"]
+
+    p = jax.tree.map(np.asarray, params)
+    h = conv(silu(norm(np.asarray(x), p["norm_in"])), p["conv_in"])
+    scale, shift = np.split(silu(np.asarray(emb)) @ p["emb"]["kernel"] + p["emb"]["bias"], 2, axis=-1)
+    h = conv(silu(norm(h, p["norm_out"]) * (1 + scale[:, None, None]) + shift[:, None, None]), p["conv_out"])
+    np.testing.assert_allclose(block.apply({"params": params}, x, emb), x + h, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("resample", "side"), [("up", 8), ("down", 2)])
+def test_res_block_resamples_both_paths(resample, side):
+    block = ResBlock(4, groups=2, resample=resample)
+    x = jnp.broadcast_to(jnp.arange(4, dtype=jnp.float32)[None, :, None, None], (1, 4, 4, 4))
+    y, _ = block.init_with_output(jax.random.key(0), x, jnp.zeros((1, 6)))
+    rows = np.repeat(np.arange(4.0), 2) if resample == "up" else np.array([0.5, 2.5])
+    np.testing.assert_array_equal(y[0, :, 0, 0], rows)  # the second path starts at zero
+    assert y.shape == (1, side, side, 4)
+
+
+def test_attention_is_the_softmax_over_all_pixels():
+    block = AttentionBlock(head_channels=2, groups=2)
+    x = jax.random.normal(jax.random.key(1), (1, 2, 3, 4))
+    params = perturb(block.init(jax.random.key(0), x)["params"], 0.3)
+    h = nn.GroupNorm(num_groups=2, epsilon=1e-5).apply({"params": params["norm"]}, x)
+    p = jax.tree.map(np.asarray, params)
+    q, k, v = np.split(np.asarray(h).reshape(6, 4) @ p["qkv"]["kernel"] + p["qkv"]["bias"], 3, axis=-1)
+    heads = []
+    for i in (slice(0, 2), slice(2, 4)):
+        w = np.exp(q[:, i] @ k[:, i].T / np.sqrt(2))
+        heads.append(w / w.sum(-1, keepdims=True) @ v[:, i])
+    out = np.concatenate(heads, -1) @ p["proj_out"]["kernel"] + p["proj_out"]["bias"]
+    np.testing.assert_allclose(block.apply({"params": params}, x), x + out.reshape(1, 2, 3, 4), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", PRECONDITIONINGS)
+@pytest.mark.parametrize("bridge", [make() for make in BRIDGES.values()], ids=repr)
+def test_the_denoiser_is_c_skip_x_plus_c_out_F(name, bridge):
+    seen = []
+
+    def apply(params, x, t, cond, z):
+        seen.append((x, t))
+        return jnp.full(X.shape, params)
+
+    s = PRECONDITIONINGS[name](bridge, T)
+    out = make_denoiser(from_linen(nn.Dense(1))._replace(apply=apply), bridge, name)(jnp.float32(0.7), X, T)
+    c_skip, c_out, c_in = (v[:, None, None, None] for v in s[:3])
+    np.testing.assert_allclose(out, c_skip * X + c_out * 0.7, rtol=1e-6)
+    np.testing.assert_allclose(seen[0][0], c_in * X, rtol=1e-6)
+    np.testing.assert_array_equal(seen[0][1], s.c_noise)
+
+
+def test_ddbm_scalings_give_unit_variance_at_input_and_target():
+    bridge, n, t = I2SB(), 400_000, jnp.float32(0.4)
+    k = jax.random.split(jax.random.key(0), 3)
+    x_0 = 0.5 * jax.random.normal(k[0], (n,))
+    x_T = 0.6 * x_0 + 0.4 * jax.random.normal(k[1], (n,))  # standard deviation 0.5, covariance 0.15
+    x_t = bridge.sample(k[2], x_0, x_T, t)
+    s = PRECONDITIONINGS["ddbm"](bridge, t, 0.5, 0.15)
+    np.testing.assert_allclose((s.c_in * x_t).std(), 1, rtol=0.01)
+    np.testing.assert_allclose(((x_0 - s.c_skip * x_t) / s.c_out).std(), 1, rtol=0.01)
+
+
+def test_i2sb_network_output_is_the_published_target():
+    bridge, x_0, x_t = I2SB(), X, X * 0.5 + 0.1
+    target = (x_t - x_0) / bridge.rho(T)[:, None, None, None]
+
+    def apply(params, x, t, cond, z):
+        return target
+
+    denoise = make_denoiser(from_linen(nn.Dense(1))._replace(apply=apply), bridge, "i2sb")
+    np.testing.assert_allclose(denoise(None, x_t, T), x_0, atol=1e-6)
+
+
+def test_a_conditional_denoiser_sees_x_T():
+    network, bridge = from_linen(UNet(**SMALL["unet"])), I2SB()
+    denoise = make_denoiser(network, bridge, "ddbm", conditional=True)
+    params = perturb(init_denoiser(network, jax.random.key(0), (16, 16, 3), conditional=True))
+    assert (denoise(params, X, T, X) != denoise(params, X, T, -X)).any()
+
+
+class Tiny(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 3, (3, 3), rngs=rngs)
+        self.time = nnx.Linear(1, 3, rngs=rngs)
+
+    def __call__(self, x, t, cond=None, z=None):
+        return self.conv(x) + self.time(t[:, None])[:, None, None, :]
+
+
+def test_from_nnx_computes_what_the_module_computes():
+    network = from_nnx(Tiny)
+    params = network.init(jax.random.key(3), X, T)
+    module = Tiny(nnx.Rngs(jax.random.key(3)))
+    np.testing.assert_allclose(jax.jit(network.apply)(params, X, T), module(X, T), rtol=1e-6, atol=1e-6)
+
+
+def test_from_nnx_trains():
+    network, bridge = from_nnx(Tiny), I2SB()
+    denoise = make_denoiser(network, bridge, "i2sb")
+    params = init_denoiser(network, jax.random.key(0), (16, 16, 3))
+
+    def loss(p):
+        return jnp.square(denoise(p, X, T) - 0.1).mean()
+
+    value, grads = jax.value_and_grad(loss)(params)
+    assert loss(jax.tree.map(lambda p, g: p - 1e-7 * g, params, grads)) < value
+
+
+def test_from_nnx_refuses_other_state():
+    class Noisy(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+    with pytest.raises(TypeError, match=r"only nnx\.Param"):
+        from_nnx(Noisy)
