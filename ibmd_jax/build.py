@@ -1,4 +1,4 @@
-"""From a configuration to objects. The only file that reads a ConfigDict; everything is checked here, before any work."""
+"""From a configuration to objects: the only file that reads a ConfigDict. Everything is checked before any work."""
 
 import inspect
 import json

@@ -1,6 +1,6 @@
 """Command line: trains a teacher, distils it, evaluates both, in one folder.
 
-    python -m ibmd_jax.main --config=configs/inpaint.py
+python -m ibmd_jax.main --config=configs/inpaint.py
 """
 
 import logging
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from ibmd_jax.core.errors import UserError
@@ -25,12 +26,25 @@ _MODE = flags.DEFINE_enum(
 flags.mark_flag_as_required("config")
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """absl's flag parsing; a wrong configuration file, field or value becomes one line instead of a traceback."""
+    try:
+        rest = app.parse_flags_with_usage(argv)
+        _ = _CONFIG.value.name  # a file that could not be loaded answers here
+        return rest
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        print(f"error: in --config: {' '.join(text.split())}", file=sys.stderr)
+        sys.exit(2)
+
+
 def main(argv: list[str]) -> int:
     """Runs the job; returns the exit status: 0 done, 2 bad input, 128 + n stopped by signal n."""
     if len(argv) > 1:
         print(f"error: unexpected argument {argv[1]!r}; flags start with --, see --help", file=sys.stderr)
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger().setLevel(logging.INFO)
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
@@ -52,4 +66,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -6,4 +6,4 @@ from ibmd_jax.bridges.i2sb import I2SB
 
 BRIDGES: dict[str, type[Bridge]] = {"brownian": Brownian, "i2sb": I2SB}
 
-__all__ = ["BRIDGES", "Bridge", "Brownian", "I2SB"]
+__all__ = ["BRIDGES", "I2SB", "Bridge", "Brownian"]

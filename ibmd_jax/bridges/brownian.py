@@ -1,6 +1,6 @@
 """Brownian bridge with diffusion epsilon: alpha = 1, rho_t^2 = epsilon t, T = 1.
 
-    x_t = t x_T + (1 - t) x_0 + sqrt(epsilon t (1 - t)) eps
+x_t = t x_T + (1 - t) x_0 + sqrt(epsilon t (1 - t)) eps
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Named random streams: keys are derived, never carried, so any run resumes bit for bit.
 
-    base = jax.random.key(seed); key of step k = fold_in(stream(base, "distill"), k)
+base = jax.random.key(seed); key of step k = fold_in(stream(base, "distill"), k)
 """
 
 import zlib

@@ -50,17 +50,13 @@ class Info(NamedTuple):
     auxiliary_grad_norm: Array
 
 
-def generate(
-    denoise: Denoise, bridge: Bridge, theta: Params, batch: Batch, key: Key, noise_channels: int = 0
-) -> Array:
+def generate(denoise: Denoise, bridge: Bridge, theta: Params, batch: Batch, key: Key, noise_channels: int = 0) -> Array:
     """x_0 = G_theta(x_T, z) of equation (1): [B, H, W, C], equal to x_T outside the mask."""
 
     def bound(x_t: Array, t: Array, x_T: Array, cond=None, z: Array | None = None) -> Array:
         return denoise(theta, x_t, t, x_T, cond, z)
 
-    return one_step(
-        bound, bridge, key, batch.x_T, noise_channels=noise_channels, mask=batch.mask, cond=batch.cond
-    )
+    return one_step(bound, bridge, key, batch.x_T, noise_channels=noise_channels, mask=batch.mask, cond=batch.cond)
 
 
 def student_terms(

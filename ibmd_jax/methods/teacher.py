@@ -48,9 +48,7 @@ def bridge_matching_loss(
 ) -> Array:
     """Equation (1) for every example, [B], inside the mask where there is one. batch.x_0 is required; t is [B]."""
     x_t = bridge.sample(key, batch.x_0, batch.x_T, t)
-    return weight(bridge, t) * squared_error(
-        denoise(params, x_t, t, batch.x_T, batch.cond), batch.x_0, batch.mask
-    )
+    return weight(bridge, t) * squared_error(denoise(params, x_t, t, batch.x_T, batch.cond), batch.x_0, batch.mask)
 
 
 def teacher(

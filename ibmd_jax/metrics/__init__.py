@@ -1,4 +1,4 @@
-"""Image quality: per-image metrics [B], and set metrics over features [N, D]. New ones are one function and one line."""
+"""Image quality: per-image metrics [B], set metrics over features [N, D]. A new one is one function and one line."""
 
 from ibmd_jax.metrics.distances import feature_statistics, fid, kid
 from ibmd_jax.metrics.pixels import psnr, ssim

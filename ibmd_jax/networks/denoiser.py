@@ -1,6 +1,6 @@
 """A network and a preconditioning make a denoiser, the only thing that methods and samplers see.
 
-    x_0_hat(x_t, t) = c_skip(t) x_t + c_out(t) F(c_in(t) x_t [, x_T], c_noise(t))
+x_0_hat(x_t, t) = c_skip(t) x_t + c_out(t) F(c_in(t) x_t [, x_T], c_noise(t))
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class Scalings(NamedTuple):
 
 
 def i2sb(bridge: BridgeLike, t: Array) -> Scalings:
-    """F predicts (x_t - x_0) / rho_t, for bridges with alpha = 1; loss weight for F: 1 / rho_t^2 (I2SB, equation 12)."""
+    """F predicts (x_t - x_0) / rho_t, for bridges with alpha = 1 (I2SB, arXiv 2302.05872, equation 12)."""
     one = jnp.ones_like(t)
     return Scalings(one, -bridge.rho(t), one, 1000 * t)
 

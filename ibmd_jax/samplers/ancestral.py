@@ -1,6 +1,6 @@
 """Ancestral sampling of a bridge: I2SB's algorithm 2, the DDPM posterior.
 
-    x_0_hat = x_0(x_s, s),   x_t ~ q(x_t | x_0_hat, x_s)        for each s -> t of the time grid, from x_T
+x_0_hat = x_0(x_s, s),   x_t ~ q(x_t | x_0_hat, x_s)        for each s -> t of the time grid, from x_T
 """
 
 from collections.abc import Callable

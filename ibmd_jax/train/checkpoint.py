@@ -77,9 +77,7 @@ class Checkpoints:
         """Saves a state under its step. Returns once the arrays are copied; the files follow in the background."""
         if step in self._manager.all_steps():
             return
-        args = ocp.args.Composite(
-            tree=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_describe(state, extra))
-        )
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_describe(state, extra)))
         self._manager.save(step, args=args)
 
     def restore(self, abstract: Params) -> tuple[int, Params, Meta] | None:
@@ -117,9 +115,7 @@ class Checkpoints:
 def export_params(folder: Path, params: Params, extra: Meta) -> None:
     """Writes parameters and their metadata to `folder`, atomically; replaces what is there."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        args = ocp.args.Composite(
-            tree=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(_describe(params, extra))
-        )
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(_describe(params, extra)))
         checkpointer.save(folder.absolute(), args=args, force=True)
 
 

@@ -82,14 +82,14 @@ def evaluate(
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text. KID is printed times 1000."""
+    """The rows as aligned text."""
     names = list(rows[0].metrics)
-    head = ["model", "NFE", *(n.upper() + (" x1000" if n == "kid" else "") for n in names), "images/s"]
+    head = ["model", "NFE", *(name.upper() for name in names), "images/s"]
     body = [
         [
             row.label,
             str(row.nfe),
-            *(f"{value * (1000 if name == 'kid' else 1):.3f}" for name, value in row.metrics.items()),
+            *(f"{value:.3f}" for value in row.metrics.values()),
             f"{row.images_per_second:.1f}",
         ]
         for row in rows

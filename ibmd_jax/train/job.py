@@ -1,10 +1,10 @@
 """The whole job in one workdir: teacher, distillation, evaluation; each stage is skipped where its result is there.
 
-    WORKDIR/config.json              the configuration that owns the folder
-            teacher/, distill/       checkpoints/, events/ (TensorBoard), export/ (the parameters to deploy)
-            pictures/                image grids made while training
-            report.json, samples.png the evaluation
-            samples/                 restored images, one file each (--mode=sample)
+WORKDIR/config.json              the configuration that owns the folder
+        teacher/, distill/       checkpoints/, events/ (TensorBoard), export/ (the parameters to deploy)
+        pictures/                image grids made while training
+        report.json, samples.png the evaluation
+        samples/                 restored images, one file each (--mode=sample)
 """
 
 import functools
@@ -79,7 +79,7 @@ def _abstract(job: Job, noise_channels: int = 0) -> Params:
     def init() -> Params:
         return job.init_params(jax.random.key(0), noise_channels)
 
-    return abstract_state(job.mesh, init, job.schedule.fsdp_min_size)
+    return abstract_state(job.mesh, job.schedule.fsdp_min_size, init)
 
 
 def _key(job: Job, name: str) -> Array:
@@ -142,16 +142,14 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         log.info("teacher: already trained")
         return
     few, key = _few(job), _key(job, "pictures")
-    one, many = (
-        jax.jit(functools.partial(job.teacher.sample, steps=n)) for n in (1, TEACHER_STEPS_IN_PICTURES)
-    )
+    one, many = (jax.jit(functools.partial(job.teacher.sample, steps=n)) for n in (1, TEACHER_STEPS_IN_PICTURES))
 
     def picture(params: Params, label: str) -> None:
         columns = {"input": few.x_T, "1 step": one(params, key, few)}
         columns[f"{TEACHER_STEPS_IN_PICTURES} steps"] = many(params, key, few)
         save_grid(folder / "pictures" / f"{label}.png", {**columns, "truth": few.x_0})
 
-    def start() -> Any:
+    def start(frozen: None) -> Any:
         return job.teacher.init(job.init_params(_key(job, "init")))
 
     fit(
@@ -188,9 +186,9 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         columns = {"input": known["input"], "student, 1": sample(params, key, few), **known}
         save_grid(folder / "pictures" / f"{label}.png", columns)
 
-    def start() -> Any:
+    def start(frozen: Params) -> Any:
         fresh = job.init_params(_key(job, "init"), c["noise_channels"])
-        return job.distill.init((with_noise_input(teacher, fresh), teacher))
+        return job.distill.init((with_noise_input(frozen, fresh), frozen))
 
     fit(
         "distill",

@@ -80,7 +80,7 @@ def _finite(tree: Params) -> jax.Array:
 def fit(
     stage: str,
     method: Method,
-    start: Callable[[], Any],
+    start: Callable[[Any], Any],
     frozen: Params | None,
     batches: Callable[[int], Iterator[Batch]],
     *,
@@ -89,14 +89,14 @@ def fit(
     folder: Path,
     mesh: Mesh,
     identity: dict[str, Any],
-    schedule: Schedule = Schedule(),
+    schedule: Schedule,
     picture: Callable[[Params, str], Any] | None = None,
 ) -> Params:
     """Trains one stage to `steps`, from its newest checkpoint if there is one; returns and exports the result.
 
     Args:
         stage: its name, in logs and random streams.
-        start: () -> the method's first state, traceable; called inside jit.
+        start: frozen -> the method's first state; called inside jit.
         batches: step -> iterator over batches from that step on, each already on its devices.
         folder: gets checkpoints/, export/ and TensorBoard events.
         identity: saved with every checkpoint, and required to be equal on resume (the teacher's fingerprint).
@@ -105,11 +105,11 @@ def fit(
         Stopped on a signal; NotFinite; UserError for checkpoints of another network or identity.
     """
     checkpoints = Checkpoints(folder / "checkpoints", schedule.keep)
-    abstract = abstract_state(mesh, start, schedule.fsdp_min_size)
+    abstract = abstract_state(mesh, schedule.fsdp_min_size, start, frozen)
     sharding = jax.tree.map(lambda x: x.sharding, abstract)
     restored = checkpoints.restore(abstract)
     if restored is None:
-        first, state = 0, jax.jit(start, out_shardings=sharding)()
+        first, state = 0, jax.jit(start, out_shardings=sharding)(frozen)
     else:
         first, state, meta = restored
         if meta["identity"] != identity:

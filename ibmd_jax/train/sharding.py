@@ -1,5 +1,8 @@
 """Where arrays live: one mesh over all devices, batches split over it, states by one rule over the whole tree."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -33,9 +36,9 @@ def state_sharding(mesh: Mesh, tree: Params, min_size: int) -> Params:
     return jax.tree.map(rule, tree)
 
 
-def abstract_state(mesh: Mesh, init, min_size: int) -> Params:
-    """Shapes, dtypes and shardings of init()'s result, without computing it."""
-    shapes = jax.eval_shape(init)
+def abstract_state(mesh: Mesh, min_size: int, init: Callable[..., Params], *args: Any) -> Params:
+    """Shapes, dtypes and shardings of init(*args), without computing it."""
+    shapes = jax.eval_shape(init, *args)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, state_sharding(mesh, shapes, min_size)
     )

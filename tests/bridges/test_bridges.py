@@ -81,7 +81,12 @@ def test_samples_have_the_stated_moments(bridge):
 
 @every_bridge
 def test_score_is_the_gradient_of_the_log_density(bridge):
-    x_0, x_T, x_t, t = jnp.float32([[0.3, -0.2]]), jnp.float32([[1.0, 0.5]]), jnp.float32([[0.1, 0.9]]), jnp.float32(0.4)
+    x_0, x_T, x_t, t = (
+        jnp.float32([[0.3, -0.2]]),
+        jnp.float32([[1.0, 0.5]]),
+        jnp.float32([[0.1, 0.9]]),
+        jnp.float32(0.4),
+    )
 
     def log_density(x):
         a, b, c = bridge.coeffs(t)

@@ -88,6 +88,8 @@ def test_an_example_is_corrupted_by_its_number_alone():
 def test_corruption_keeps_the_sharding_of_the_batch():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    images, numbers = (jax.device_put(jnp.asarray(x), sharding) for x in (emoji("test")[:8], np.arange(8, dtype=np.int32)))
+    images, numbers = (
+        jax.device_put(jnp.asarray(x), sharding) for x in (emoji("test")[:8], np.arange(8, dtype=np.int32))
+    )
     batch = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "train")(images, numbers)
     assert batch.x_T.sharding.is_equivalent_to(sharding, 4)

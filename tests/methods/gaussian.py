@@ -3,7 +3,8 @@
     x_T ~ N(0, S),   x_0 | x_T ~ N(M x_T, R R^T)
 
 For an unconditional bridge, E[x_0 | x_t] = K(t) x_t with
-    K = (a C + b V) (a^2 S + b^2 V + a b (C + C^T) + c^2 I)^-1,   C = E[x_0 x_T^T] = M S,   V = E[x_0 x_0^T] = M S M^T + R R^T.
+    K = (a C + b V) (a^2 S + b^2 V + a b (C + C^T) + c^2 I)^-1,
+    C = E[x_0 x_T^T] = M S,   V = E[x_0 x_0^T] = M S M^T + R R^T.
 With z the same parameters generate: G(x_T, z) = M x_T + R z. So teacher, auxiliary and student are all {"M", "R"}, the
 auxiliary's minimum is at the student's own parameters, and the truth is known.
 """
@@ -28,7 +29,9 @@ class Coupling(NamedTuple):
 
 
 ONE_D = Coupling(np.float32([[0.8]]), np.float32([[0.6]]), np.float32([[1.0]]))
-TWO_D = Coupling(np.float32([[0.7, 0.3], [-0.2, 0.5]]), np.float32([[0.6, 0.0], [0.2, 0.4]]), np.float32([[1.0, 0.3], [0.3, 0.8]]))
+TWO_D = Coupling(
+    np.float32([[0.7, 0.3], [-0.2, 0.5]]), np.float32([[0.6, 0.0], [0.2, 0.4]]), np.float32([[1.0, 0.3], [0.3, 0.8]])
+)
 
 
 def moments(params, S):

@@ -21,6 +21,10 @@ X = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 T = jnp.array([0.3, 1.0])
 
 
+def init(network, key=0, **settings):
+    return jax.jit(lambda k: init_denoiser(network, k, (16, 16, 3), **settings))(jax.random.key(key))
+
+
 def perturb(params, scale=0.1):
     """Moves every parameter, so that zero-initialised layers take part."""
     leaves, tree = jax.tree.flatten(params)
@@ -32,8 +36,8 @@ def perturb(params, scale=0.1):
 @every_network
 def test_a_network_keeps_the_shape_and_starts_at_zero(name):
     network = from_linen(NETWORKS[name](**SMALL[name]))
-    params = init_denoiser(network, jax.random.key(0), (16, 16, 3))
-    y = network.apply(params, X, T)
+    params = init(network)
+    y = jax.jit(network.apply)(params, X, T)
     assert y.shape == X.shape
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(y, 0)
@@ -43,8 +47,8 @@ def test_a_network_keeps_the_shape_and_starts_at_zero(name):
 def test_the_untrained_student_equals_the_teacher_bit_for_bit(name):
     network, bridge = from_linen(NETWORKS[name](**SMALL[name])), I2SB()
     denoise = jax.jit(make_denoiser(network, bridge, "i2sb"))
-    teacher = perturb(init_denoiser(network, jax.random.key(0), (16, 16, 3)))
-    fresh = init_denoiser(network, jax.random.key(1), (16, 16, 3), noise_channels=2)
+    teacher = perturb(init(network))
+    fresh = init(network, 1, noise_channels=2)
     student = with_noise_input(teacher, fresh)
     z = jax.random.normal(jax.random.key(2), (2, 16, 16, 2))
     np.testing.assert_array_equal(denoise(student, X, bridge.T, z=z), denoise(teacher, X, bridge.T))
@@ -55,10 +59,10 @@ def test_the_untrained_student_equals_the_teacher_bit_for_bit(name):
 @every_network
 def test_the_noise_weights_get_a_gradient(name):
     network = from_linen(NETWORKS[name](**SMALL[name]))
-    params = perturb(init_denoiser(network, jax.random.key(0), (16, 16, 3)))
-    student = with_noise_input(params, init_denoiser(network, jax.random.key(1), (16, 16, 3), noise_channels=1))
+    params = perturb(init(network))
+    student = with_noise_input(params, init(network, 1, noise_channels=1))
     z = jax.random.normal(jax.random.key(2), (2, 16, 16, 1))
-    grads = jax.grad(lambda p: jnp.square(network.apply(p, X, T, None, z)).sum())(student)
+    grads = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, X, T, None, z)).sum()))(student)
     assert float(optax.tree.norm(grads["noise_in"])) > 0
 
 
@@ -73,14 +77,13 @@ def test_with_noise_input_names_what_does_not_fit():
 @every_network
 def test_the_time_changes_the_output(name):
     network = from_linen(NETWORKS[name](**SMALL[name]))
-    params = perturb(init_denoiser(network, jax.random.key(0), (16, 16, 3)))
-    assert (network.apply(params, X, T) != network.apply(params, X, T + 0.1)).any()
+    params = perturb(init(network))
+    apply = jax.jit(network.apply)
+    assert (apply(params, X, T) != apply(params, X, T + 0.1)).any()
 
 
 def test_the_demo_network_has_the_size_it_is_meant_to_have():
-    params = jax.eval_shape(
-        lambda k: init_denoiser(from_linen(UNet(groups=16)), k, (32, 32, 3)), jax.random.key(0)
-    )
+    params = jax.eval_shape(lambda k: init_denoiser(from_linen(UNet(groups=16)), k, (32, 32, 3)), jax.random.key(0))
     assert 0.5e6 < sum(x.size for x in jax.tree.leaves(params)) < 1.5e6
 
 
@@ -187,7 +190,7 @@ def test_i2sb_network_output_is_the_published_target():
 def test_a_conditional_denoiser_sees_x_T():
     network, bridge = from_linen(UNet(**SMALL["unet"])), I2SB()
     denoise = make_denoiser(network, bridge, "ddbm", conditional=True)
-    params = perturb(init_denoiser(network, jax.random.key(0), (16, 16, 3), conditional=True))
+    params = perturb(init(network, conditional=True))
     assert (denoise(params, X, T, X) != denoise(params, X, T, -X)).any()
 
 
@@ -210,7 +213,7 @@ def test_from_nnx_computes_what_the_module_computes():
 def test_from_nnx_trains():
     network, bridge = from_nnx(Tiny), I2SB()
     denoise = make_denoiser(network, bridge, "i2sb")
-    params = init_denoiser(network, jax.random.key(0), (16, 16, 3))
+    params = init(network)
 
     def loss(p):
         return jnp.square(denoise(p, X, T) - 0.1).mean()

@@ -1,0 +1,229 @@
+"""The command line as a user runs it: real processes, real signals, the configuration that ships."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUICK = "--config=configs/inpaint.py:quicktest"
+# A smaller evaluation: these tests look at the trained parameters.
+LIGHT = ["--config.evaluate.nfe=(1,2)", "--config.evaluate.examples=32", "--config.schedule.save_every=10"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """One CPU device, and compiled programs kept between the processes of this file."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return {**env, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+
+
+def start(environment, *args):
+    command = [sys.executable, "-m", "ibmd_jax.main", *args]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(environment, *args):
+    process = start(environment, *args)
+    out, _ = process.communicate(timeout=280)
+    return process.returncode, out
+
+
+def fingerprints(folder):
+    """Content checksums of both stages' exports and of their final checkpoints."""
+    found = {}
+    for stage, step in (("teacher", 60), ("distill", 10)):
+        for part in ("export", f"checkpoints/{step}"):
+            found[stage, part] = json.loads((folder / stage / part / "meta" / "metadata").read_text())["fingerprint"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(environment, tmp_path_factory):
+    """The uninterrupted quicktest."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
+    assert code == 0, out
+    return folder, out
+
+
+def test_the_whole_job_leaves_a_table_a_report_and_pictures(whole):
+    folder, out = whole
+    assert re.search(
+        r"model +NFE +FID +KID +PSNR +SSIM +images/s\n *student +1 .*\n *teacher +1 .*\n *teacher +2 ", out
+    )
+    report = json.loads((folder / "report.json").read_text())
+    assert [(r["label"], r["nfe"]) for r in report["rows"]] == [("student", 1), ("teacher", 1), ("teacher", 2)]
+    assert set(report["rows"][0]["metrics"]) == {"fid", "kid", "psnr", "ssim"}
+    assert set(report["seconds"]) == {"train_teacher", "distill"}
+    assert (folder / "samples.png").stat().st_size > 10_000
+    names = sorted(p.name for p in (folder / "pictures").iterdir())
+    assert names[:2] == ["distill_000000.png", "distill_000010.png"]
+    assert names[2:] == [f"teacher_{i:06d}.png" for i in (0, 20, 40, 60)]
+    assert list((folder / "teacher" / "events").iterdir())
+
+
+def test_a_second_run_trains_nothing_and_sample_writes_each_image(environment, whole):
+    folder, _ = whole
+    before = fingerprints(folder)
+    code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
+    assert code == 0, out
+    assert "already trained" in out
+    assert "already done" in out
+    assert fingerprints(folder) == before
+    code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT, "--mode=sample")
+    assert code == 0, out
+    assert len(list((folder / "samples").glob("*.png"))) == 32
+
+
+def wait_for(process, path, seconds=200):
+    end = time.time() + seconds
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.time() < end, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.timeout(900)
+def test_killed_and_restarted_at_many_moments_it_ends_with_the_same_bits(environment, whole, tmp_path):
+    """SIGTERM, Ctrl-C and kill -9, in both stages, while saving, and before the first step."""
+    folder = tmp_path / "run"
+    moments = [
+        (signal.SIGKILL, "config.json", 1.0),
+        (signal.SIGTERM, "teacher/checkpoints/10", 0.0),
+        (signal.SIGKILL, "teacher/checkpoints/20", 0.3),
+        (signal.SIGINT, "teacher/checkpoints/40", 0.1),
+        (signal.SIGKILL, "teacher/checkpoints/60", 0.0),
+        (signal.SIGTERM, "pictures/distill_000000.png", 0.5),
+        (signal.SIGKILL, "pictures/distill_000000.png", 2.0),
+        (signal.SIGINT, "distill/events", 1.5),
+        (signal.SIGKILL, "distill/checkpoints/10", 0.0),
+    ]
+    outcomes = []
+    for number, path, delay in moments:
+        process = start(environment, QUICK, f"--workdir={folder}", *LIGHT)
+        wait_for(process, folder / path)
+        time.sleep(delay)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=200)
+        outcomes.append((number.name, path, process.returncode))
+        if number == signal.SIGKILL:
+            assert process.returncode in (-9, 0), out
+        else:
+            assert process.returncode in (128 + number, 0), out
+            if process.returncode:
+                assert "the same command goes on from there" in out
+    assert sum(code != 0 for _, _, code in outcomes) >= 7, outcomes  # a signal may come after the end
+    code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
+    assert code == 0, out
+    assert fingerprints(folder) == fingerprints(whole[0])
+    assert not list(folder.rglob("*tmp*"))
+
+
+BAD = {
+    "unknown field": (["--config.teacher.stepz=3"], r"stepz"),
+    "wrong type": (["--config.teacher.steps=many"], r"many"),
+    "unknown name": (["--config.bridge.name=browniann"], r"unknown bridge 'browniann'.*Did you mean 'brownian'"),
+    "field of another bridge": (["--config.bridge.name=brownian"], r"config.bridge has no field 'beta_min'.*epsilon"),
+    "zero steps": (["--config.teacher.steps=0"], r"config.teacher.steps = 0: it must be at least 1"),
+    "unknown corruption": (["--config.data.corruption=inpaint-centre"], r"Did you mean 'inpaint-center'"),
+    "impossible network": (["--config.network.patch=5"], r"config.network does not fit images of \(32, 32, 3\)"),
+    "unknown mode": (["--mode=destill"], r"destill"),
+    "missing teacher": (["--mode=distill"], r"no finished teacher in .*: run --mode=teacher first"),
+    "missing student": (["--mode=sample"], r"no finished student in"),
+    "missing checkpoint": (["--config.teacher.checkpoint=nowhere"], r"no checkpoint at .*nowhere"),
+    "stray argument": (["stray"], r"unexpected argument 'stray'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_error_before_any_work(environment, tmp_path, name):
+    args, message = BAD[name]
+    code, out = run(environment, QUICK, f"--workdir={tmp_path / 'run'}", *args)
+    assert code not in (0, -9)
+    assert re.search(message, out), out
+    assert "Traceback" not in out
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_missing_configuration_and_an_unknown_variant(environment, tmp_path):
+    for config, message in (("configs/nothing.py", "nothing.py"), ("configs/inpaint.py:fast", "quicktest, not 'fast'")):
+        code, out = run(environment, f"--config={config}", f"--workdir={tmp_path}")
+        assert code != 0
+        assert message in out
+        assert "Traceback" not in out
+
+
+def test_the_workdir_of_another_configuration_is_refused(environment, whole):
+    code, out = run(environment, QUICK, f"--workdir={whole[0]}", "--config.teacher.batch_size=8", *LIGHT)
+    assert code == 2
+    assert "belongs to another configuration (teacher.batch_size was 16, now 8)" in out
+
+
+def test_a_workdir_that_cannot_be_written_is_refused(environment, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, out = run(environment, QUICK, f"--workdir={tmp_path / 'file' / 'run'}")
+    assert code == 2
+    assert "cannot write to the workdir" in out
+
+
+def test_a_teacher_of_another_network_is_named_with_both_shapes(environment, whole, tmp_path):
+    code, out = run(
+        environment,
+        QUICK,
+        f"--workdir={tmp_path / 'run'}",
+        f"--config.teacher.checkpoint={whole[0] / 'teacher' / 'export'}",
+        "--config.network.channels=(24,16)",
+        *LIGHT,
+    )
+    assert code == 2
+    assert re.search(r"conv_in/bias is \(16,\) in the checkpoint and \(24,\) in the configured network", out), out
+    assert "Traceback" not in out
+
+
+def test_a_given_teacher_is_used_and_not_trained(environment, whole, tmp_path):
+    folder = tmp_path / "run"
+    code, out = run(
+        environment,
+        QUICK,
+        f"--workdir={folder}",
+        f"--config.teacher.checkpoint={whole[0] / 'teacher' / 'export'}",
+        "--mode=distill",
+        *LIGHT,
+    )
+    assert code == 0, out
+    assert not (folder / "teacher").exists()
+    meta = [json.loads((f / "distill/export/meta/metadata").read_text()) for f in (folder, whole[0])]
+    assert meta[0]["fingerprint"] == meta[1]["fingerprint"]
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(environment, tmp_path):
+    env = {**environment, "XLA_FLAGS": "--xla_force_host_platform_device_count=3"}
+    code, out = run(env, QUICK, f"--workdir={tmp_path / 'run'}")
+    assert code == 2
+    assert "config.teacher.batch_size = 16 does not divide over 3 devices: use 15 or 18" in out
+
+
+def test_a_diverging_run_stops_and_says_what_to_do(environment, tmp_path):
+    code, out = run(
+        environment, QUICK, f"--workdir={tmp_path / 'run'}", "--config.teacher.optimizer.learning_rate=1e30", *LIGHT
+    )
+    assert code == 2
+    assert re.search(r"error: teacher: \w+ is not finite at step \d+. The last good checkpoint", out), out
+
+
+def test_help_answers_at_once(environment):
+    begin = time.time()
+    code, out = run(environment, "--help")
+    assert code in (0, 1)
+    assert "--workdir" in out
+    assert time.time() - begin < 10

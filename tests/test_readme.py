@@ -1,0 +1,47 @@
+"""What the README shows is run: its Python example, its commands on the quick configuration, and its links exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    c.split("#")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for c in block.splitlines()
+]
+
+
+def test_the_python_example_restores_images():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code += "\nassert restored.shape == x_T.shape and bool(jax.numpy.isfinite(restored).all())\n"
+    assert len([line for line in code.split("\n\n")[2].splitlines() if line.strip()]) <= 12
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=250)
+
+
+def test_the_set_up_commands_are_the_ones_that_ci_runs():
+    set_up = "python3 -m venv .venv && . .venv/bin/activate && pip install -e ."
+    assert f"{set_up} && python -m ibmd_jax.main --config=configs/inpaint.py" in COMMANDS
+    assert f"{set_up}[dev] && pytest" in COMMANDS
+
+
+@pytest.mark.timeout(600)
+def test_the_commands_run_in_order_from_an_empty_folder(tmp_path):
+    """The main command runs in its quick variant here; the full one is timed in benchmarks/results."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    ours = [c for c in COMMANDS if c.startswith("python -m ibmd_jax.main")]
+    assert [("--mode" in c, "--help" in c) for c in ours] == [(False, False), (True, False), (False, True)]
+    for command in ours:
+        args = [sys.executable, *command.split()[1:]]
+        done = subprocess.run(args, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+        assert done.returncode in ((0, 1) if "--help" in command else (0,)), done.stderr
+    run = tmp_path / "runs" / "inpaint-quicktest"
+    assert (run / "report.json").exists()
+    assert len(list((run / "samples").iterdir())) == 64
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
+        assert (ROOT / target).exists(), target

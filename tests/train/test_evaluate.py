@@ -1,0 +1,87 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from PIL import Image
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Batch
+from ibmd_jax.train.evaluate import Row, evaluate, split, table
+from ibmd_jax.train.optim import OPTIMIZERS, make_optimizer
+from ibmd_jax.train.pictures import save_grid
+
+TRUTH = jax.random.uniform(jax.random.key(0), (10, 16, 16, 3), minval=-1, maxval=1)
+TEST = Batch(TRUTH * 0, TRUTH)
+
+
+def features(x):
+    return x.reshape(len(x), -1)[:, :6]
+
+
+def test_split_fills_the_last_batch_up_and_evaluate_leaves_the_filling_out():
+    parts = split(TEST, 4)
+    assert [p.x_0.shape[0] for p in parts] == [4, 4, 4]
+    np.testing.assert_array_equal(parts[2].x_0[2:], TRUTH[:2])
+
+
+def test_evaluate_measures_each_sampler():
+    samplers = [("perfect", 1, lambda key, b: b.x_0), ("zero", 5, lambda key, b: b.x_T)]
+    seen = []
+    rows, images = evaluate(samplers, TEST, features, batch_size=4, key=jax.random.key(0), report=seen.append)
+    assert [(r.label, r.nfe) for r in rows] == [("perfect", 1), ("zero", 5)]
+    assert seen == rows
+    np.testing.assert_allclose(rows[0].metrics["fid"], 0, atol=1e-6)
+    np.testing.assert_allclose(rows[0].metrics["ssim"], 1, atol=1e-5)
+    assert rows[1].metrics["fid"] > 1
+    assert rows[1].images_per_second > 0
+    np.testing.assert_array_equal(images["perfect 1"], TRUTH)
+
+
+def test_table_has_a_line_for_each_row():
+    lines = table([Row("student", 1, {"fid": 1.5, "kid": 0.25}, 99.0)]).splitlines()
+    assert lines[0].split() == ["model", "NFE", "FID", "KID", "images/s"]
+    assert lines[1].split() == ["student", "1", "1.500", "0.250", "99.0"]
+
+
+def test_grid_places_the_images(tmp_path):
+    red = np.broadcast_to(np.float32([1, -1, -1]), (2, 8, 8, 3))
+    save_grid(tmp_path / "a" / "grid.png", {"red": red, "grey": np.zeros((2, 8, 8, 1), np.float32)})
+    image = np.asarray(Image.open(tmp_path / "a" / "grid.png"))
+    assert image[60, 40].tolist() == [255, 0, 0]
+    assert image[60, 150].tolist() == [128, 128, 128]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["grid.png"]
+
+
+def settings(**changes):
+    base = {"name": "adam", "learning_rate": 0.1, "steps": 10, "b1": 0.0, "b2": 0.9, "clip": 0, "warmup": 0}
+    return {**base, "decay": False, **changes}
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimisers_minimise(name):
+    optimizer = make_optimizer(**settings(name=name, steps=200))
+    params = {"w": jnp.float32(3.0)}
+    state = optimizer.init(params)
+    for _ in range(200):
+        updates, state = optimizer.update(jax.grad(lambda p: p["w"] ** 2)(params), state, params)
+        params = optax.apply_updates(params, updates)
+    assert abs(params["w"]) < 0.2
+
+
+@pytest.mark.usefixtures("lenient")
+def test_warm_up_then_cosine():
+    optimizer = make_optimizer(**settings(warmup=4, decay=True, steps=12))
+    state, sizes = optimizer.init(jnp.float32(0)), []
+    for _ in range(13):
+        update, state = optimizer.update(jnp.float32(1), state, jnp.float32(0))
+        sizes.append(-float(update))
+    np.testing.assert_allclose(sizes[:5], [0, 0.025, 0.05, 0.075, 0.1], atol=1e-6)
+    np.testing.assert_allclose(sizes[8], 0.05, atol=1e-6)
+    np.testing.assert_allclose(sizes[12], 0, atol=1e-6)
+
+
+def test_unknown_optimiser():
+    with pytest.raises(UserError, match=r"unknown optimizer 'adm'.*Did you mean 'adam'"):
+        make_optimizer(**settings(name="adm"))

@@ -1,0 +1,178 @@
+"""The loop with a toy method: resume, signals, divergence, damaged checkpoints."""
+
+import itertools
+import os
+import signal
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Batch
+from ibmd_jax.methods import Method
+from ibmd_jax.train.checkpoint import load_params
+from ibmd_jax.train.loop import NotFinite, Schedule, Stopped, fit
+from ibmd_jax.train.sharding import make_mesh
+
+SCHEDULE = Schedule(log_every=2, save_every=4, picture_every=4, keep=3)
+ABSTRACT = jax.ShapeDtypeStruct((3,), jnp.float32)
+
+
+class State(NamedTuple):
+    w: jax.Array
+
+
+class Info(NamedTuple):
+    loss: jax.Array
+
+
+def toy(explode_at=None):
+    """A random walk driven by the batch and the key; its loss is not finite at one step."""
+
+    def step(state, frozen, batch, key):
+        w = state.w * 0.9 + batch.x_T.mean() + 0.1 * jax.random.normal(key, (3,))
+        bad = jnp.bool_(False) if explode_at is None else batch.x_T[0, 0] == explode_at
+        return State(w), Info(jnp.where(bad, jnp.nan, w.sum()))
+
+    return Method(lambda start: State(start), step, None, lambda state: {"w": state.w})
+
+
+def batches(step):
+    return (Batch(jnp.full((4, 1), float(i))) for i in itertools.count(step))
+
+
+def run(folder, steps=10, method=None, identity=None, picture=None, size=3, data=batches, schedule=SCHEDULE):
+    return fit(
+        "toy",
+        method or toy(),
+        lambda frozen: State(jnp.zeros(size)),
+        None,
+        data,
+        steps=steps,
+        seed=0,
+        folder=folder,
+        mesh=make_mesh(),
+        identity=identity or {},
+        schedule=schedule,
+        picture=picture,
+    )
+
+
+def saved(folder):
+    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return np.asarray(run(tmp_path_factory.mktemp("whole"))["w"])
+
+
+def test_order_pictures_and_files(tmp_path, uninterrupted):
+    seen = []
+    params = run(tmp_path, picture=lambda p, label: seen.append((label, np.asarray(p["w"]).copy())))
+    np.testing.assert_array_equal(params["w"], uninterrupted)
+    assert [label for label, _ in seen] == ["toy_000000", "toy_000004", "toy_000008", "toy_000010"]
+    np.testing.assert_array_equal(seen[0][1], 0)  # the old state is drawn, before the step
+    np.testing.assert_array_equal(seen[-1][1], uninterrupted)
+    assert saved(tmp_path) == [4, 8, 10]
+    exported, meta = load_params(tmp_path / "export", {"w": ABSTRACT})
+    np.testing.assert_array_equal(exported["w"], uninterrupted)
+    assert (meta["step"], meta["stage"]) == (10, "toy")
+    assert list((tmp_path / "events").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("at", [1, 5, 9])
+def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, uninterrupted, number, at):
+    def interrupting(step):
+        for i, batch in enumerate(batches(step), step):
+            if i == at:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    with pytest.raises(Stopped, match=f"stopped by {number.name} at toy step {at + 1}, saved") as stop:
+        run(tmp_path, data=interrupting)
+    assert stop.value.code == 128 + number
+    assert saved(tmp_path)[-1] == at + 1
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(NotFinite, match=r"loss is not finite at step 7. The last good checkpoint is step 4"):
+        run(tmp_path, method=toy(explode_at=7))
+    assert saved(tmp_path) == [4]
+
+
+def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path):
+    def step(state, frozen, batch, key):
+        return State(jnp.where(batch.x_T[0, 0] == 3, jnp.inf, state.w)), Info(jnp.float32(0))
+
+    with pytest.raises(NotFinite, match="parameter is not finite after step 4"):
+        run(tmp_path, method=toy()._replace(step=step))
+    assert saved(tmp_path) == []
+
+
+def damage(path, how):
+    """Damages every file of the checkpoint at `path` that holds array data."""
+    for file in [p for p in path.rglob("*") if p.is_file() and p.parent.name == "d"]:
+        data = bytearray(file.read_bytes())
+        if how == "truncated":
+            file.write_bytes(data[: len(data) // 2])
+        elif how == "flipped":
+            data[len(data) // 2] ^= 0xFF
+            file.write_bytes(data)
+        else:
+            file.unlink()
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "emptied"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path, uninterrupted, how, caplog):
+    run(tmp_path, steps=8)
+    damage(tmp_path / "checkpoints" / "8", how)
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+    assert "checkpoints/8 is unreadable" in caplog.text
+    assert "falling back to step 4" in caplog.text
+
+
+def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
+    run(tmp_path, steps=4)
+    damage(tmp_path / "checkpoints" / "4", "emptied")
+    with pytest.raises(UserError, match=r"no checkpoint in .* is readable: remove"):
+        run(tmp_path)
+
+
+def test_another_shape_is_named_with_both_shapes(tmp_path):
+    run(tmp_path, steps=4)
+    with pytest.raises(UserError, match=r"w is \(3,\) in the checkpoint and \(5,\) in the configured network"):
+        run(tmp_path, size=5)
+
+
+def test_another_teacher_is_refused(tmp_path):
+    run(tmp_path, steps=4, identity={"teacher": "a"})
+    with pytest.raises(UserError, match="was trained with"):
+        run(tmp_path, identity={"teacher": "b"})
+
+
+def test_load_params_errors(tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        load_params(tmp_path / "nowhere", {"w": ABSTRACT})
+    run(tmp_path, steps=2)
+    with pytest.raises(UserError, match=r"v is absent in the checkpoint and \(3,\)"):
+        load_params(tmp_path / "export", {"v": ABSTRACT})
+    damage(tmp_path / "export", "truncated")
+    with pytest.raises(UserError, match="is unreadable"):
+        load_params(tmp_path / "export", {"w": ABSTRACT})
+
+
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
+    run(tmp_path, steps=20, schedule=SCHEDULE._replace(keep=2))
+    assert saved(tmp_path) == [16, 20]
+
+
+def test_a_run_continues_to_more_steps(tmp_path, uninterrupted):
+    run(tmp_path, steps=6)
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)

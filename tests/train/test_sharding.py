@@ -1,0 +1,74 @@
+"""Four CPU devices compute what one computes, with the state split over them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from ibmd_jax.bridges import I2SB
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Batch
+from ibmd_jax.methods import ibmd
+from ibmd_jax.networks.adapters import from_linen
+from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
+from ibmd_jax.networks.unet import UNet
+from ibmd_jax.train.sharding import abstract_state, batch_sharding, check_divisible, make_mesh, state_sharding
+
+
+def mesh_of(n):
+    return Mesh(np.array(jax.devices()[:n]), ("data",), axis_types=(AxisType.Auto,))
+
+
+def test_large_leaves_are_split_on_their_largest_divisible_axis():
+    tree = {"big": jnp.zeros((3, 8, 16)), "odd": jnp.zeros((3, 5, 99)), "small": jnp.zeros(4)}
+    specs = jax.tree.map(lambda s: tuple(s.spec), state_sharding(mesh_of(4), tree, min_size=64))
+    assert specs == {"big": (None, None, "data"), "odd": (), "small": ()}
+    alone = state_sharding(mesh_of(1), tree, min_size=1)
+    assert all(not tuple(s.spec) for s in jax.tree.leaves(alone))
+
+
+def test_a_step_on_four_devices_with_split_state_is_the_step_on_one():
+    network, bridge = from_linen(UNet(channels=(8,), attention=(), groups=4)), I2SB()
+    denoise = make_denoiser(network, bridge, "i2sb")
+    m = ibmd(denoise, bridge, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=2)
+    teacher = jax.jit(lambda k: init_denoiser(network, k, (8, 8, 3)))(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(teacher)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    teacher = jax.tree.unflatten(
+        tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+    x_T = jax.random.normal(jax.random.key(2), (8 * m.batches, 8, 8, 3))
+
+    def run(n):
+        mesh = mesh_of(n)
+
+        def start():
+            return m.init((teacher, jax.tree.map(jnp.copy, teacher)))
+
+        sharding = jax.tree.map(lambda x: x.sharding, abstract_state(mesh, 32, start))
+        state = jax.jit(start, out_shardings=sharding)()
+        update = jax.jit(m.step, donate_argnums=0, out_shardings=(sharding, None))
+        batch = Batch(jax.device_put(x_T, batch_sharding(mesh)))
+        frozen = jax.device_put(teacher, sharding.student)
+        for i in range(2):
+            state, info = update(state, frozen, batch, jax.random.key(i))
+        return state, info
+
+    (one, info_one), (four, info_four) = run(1), run(4)
+    split = [x for x in jax.tree.leaves(four) if not x.sharding.is_fully_replicated]
+    assert len(split) > 20
+    np.testing.assert_allclose(info_one, info_four, rtol=1e-4)
+    for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_the_mesh_holds_every_device():
+    assert make_mesh().size == jax.device_count() == 4
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    check_divisible("config.teacher.batch_size", 8, make_mesh())
+    with pytest.raises(UserError, match=r"config.teacher.batch_size = 6 .* 4 devices: use 4 or 8"):
+        check_divisible("config.teacher.batch_size", 6, make_mesh())
