@@ -30,7 +30,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             },
             "teacher": {
                 "checkpoint": "",  # folder of a teacher to use instead of training one
-                "steps": 1200,
+                "steps": 2400,
                 "batch_size": 64,
                 "optimizer": {
                     "name": "adam",
@@ -47,12 +47,12 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "time_sampler": "stratified",
             },
             "distill": {
-                "steps": 450,
+                "steps": 400,
                 "batch_size": 32,
                 "auxiliary_updates": 4,
                 "student_optimizer": {
                     "name": "adam",
-                    "learning_rate": 3e-4,
+                    "learning_rate": 2e-4,
                     "b1": 0.0,
                     "b2": 0.999,
                     "clip": 0.0,
@@ -66,7 +66,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                     "b2": 0.999,
                     "clip": 0.0,
                     "warmup": 0,
-                    "decay": True,
+                    "decay": False,
                 },
                 "student_weight": "ten_to_2",
                 "auxiliary_weight": "one",

@@ -29,17 +29,16 @@ def i2sb(bridge: BridgeLike, t: Array) -> Scalings:
     return Scalings(one, -bridge.rho(t), one, 1000 * t)
 
 
-def ddbm(bridge: BridgeLike, t: Array, sigma_data: float = 0.5, covariance: float = 0.0) -> Scalings:
+def ddbm(bridge: BridgeLike, t: Array, sigma_0: float = 0.5, sigma_T: float = 0.5, covariance: float = 0.0) -> Scalings:
     """Unit variance at the input and the target of F (DDBM, arXiv 2309.16948, section 4.3).
 
-    sigma_data: standard deviation of x_0 and of x_T; covariance: between them, of one pixel.
+    sigma_0, sigma_T: standard deviations of x_0 and x_T about 0; covariance: of the two, at one pixel.
     """
     a, b, c = bridge.coeffs(t)
-    variance = sigma_data**2
-    total = (a**2 + b**2) * variance + 2 * a * b * covariance + c**2
-    c_in = jax.lax.rsqrt(total)
-    c_out = c_in * jnp.sqrt(a**2 * (variance**2 - covariance**2) + variance * c**2)
-    return Scalings((b * variance + a * covariance) / total, c_out, c_in, 250 * jnp.log(t + 1e-44))
+    v_0, v_T = sigma_0**2, sigma_T**2
+    c_in = jax.lax.rsqrt(a**2 * v_T + b**2 * v_0 + 2 * a * b * covariance + c**2)
+    c_out = c_in * jnp.sqrt(a**2 * (v_0 * v_T - covariance**2) + v_0 * c**2)
+    return Scalings((b * v_0 + a * covariance) * c_in**2, c_out, c_in, 250 * jnp.log(t + 1e-44))
 
 
 PRECONDITIONINGS: dict[str, Callable[..., Scalings]] = {"i2sb": i2sb, "ddbm": ddbm}

@@ -171,7 +171,7 @@ def test_ddbm_scalings_give_unit_variance_at_input_and_target():
     x_0 = 0.5 * jax.random.normal(k[0], (n,))
     x_T = 0.6 * x_0 + 0.4 * jax.random.normal(k[1], (n,))  # standard deviation 0.5, covariance 0.15
     x_t = bridge.sample(k[2], x_0, x_T, t)
-    s = PRECONDITIONINGS["ddbm"](bridge, t, 0.5, 0.15)
+    s = PRECONDITIONINGS["ddbm"](bridge, t, 0.5, 0.5, 0.15)
     np.testing.assert_allclose((s.c_in * x_t).std(), 1, rtol=0.01)
     np.testing.assert_allclose(((x_0 - s.c_skip * x_t) / s.c_out).std(), 1, rtol=0.01)
 
