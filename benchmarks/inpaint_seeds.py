@@ -46,7 +46,7 @@ def summarise(reports: list[dict], seeds: list[int]) -> dict:
         values["images_per_second"] = [v["images_per_second"] for v in versions]
         rows.append({"label": versions[0]["label"], "nfe": versions[0]["nfe"], "values": values})
     common = {k: reports[0][k] for k in ("test_images", "devices", "jax")}
-    times = {k: [r["seconds"].get(k) for r in reports] for k in ("train_teacher", "distill", "evaluate_both")}
+    times = {k: [r["seconds"].get(k) for r in reports] for k in ("train_teacher", "distill")}
     return {"seeds": seeds, "rows": rows, "speed_up": [r["speed_up"] for r in reports], "seconds": times, **common}
 
 

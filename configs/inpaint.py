@@ -77,6 +77,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             },
             "evaluate": {
                 "nfe": (1, 2, 10, 100),
+                "time_grid": "uniform",
                 "batch_size": 200,
                 "examples": 0,  # 0: all test images
                 "features": "emoji",

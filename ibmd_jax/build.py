@@ -11,7 +11,7 @@ import numpy as np
 
 from ibmd_jax import methods
 from ibmd_jax.bridges import BRIDGES, Bridge
-from ibmd_jax.bridges.times import TIME_SAMPLERS
+from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array, Batch, Denoise
 from ibmd_jax.corruptions import CORRUPTIONS
@@ -47,13 +47,32 @@ def _named(config: dict[str, Any], section: str, table: dict[str, Any]) -> Any:
     return _make(section, lookup(table, settings.pop("name"), section), settings)
 
 
-def _require_positive(config: dict[str, Any], *fields: str) -> None:
-    for field in fields:
-        value: Any = config
-        for part in field.split("."):
-            value = value[part]
-        if value < 1:
-            raise UserError(f"config.{field} = {value}: it must be at least 1")
+# Smallest and largest value of the numbers that a run would otherwise trip over late.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    **{f"{stage}.{name}": (1, float("inf")) for stage in ("teacher", "distill") for name in ("steps", "batch_size")},
+    **{f"{stage}.ema_decay": (0, 1) for stage in ("teacher", "distill")},
+    **{f"{stage}.t_min": (1e-6, 0.5) for stage in ("teacher", "distill")},
+    "distill.auxiliary_updates": (1, float("inf")),
+    "distill.noise_channels": (0, float("inf")),
+    "evaluate.batch_size": (1, float("inf")),
+    "evaluate.examples": (0, float("inf")),
+    **{f"schedule.{name}": (1, float("inf")) for name in Schedule._fields},
+}
+
+
+def _check_ranges(config: dict[str, Any]) -> None:
+    for field, (low, high) in RANGES.items():
+        section, _, name = field.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if not low <= value <= high:
+            raise UserError(
+                f"config.{field} = {value}: it must be "
+                + (f"at least {low}" if high == float("inf") else f"from {low} to {high}")
+            )
+    steps = config["evaluate"]["nfe"]
+    if not steps or min(steps) < 1:
+        raise UserError(f"config.evaluate.nfe = {tuple(steps)}: it must hold numbers of at least 1")
 
 
 def build(config: ml_collections.ConfigDict) -> Job:
@@ -65,10 +84,7 @@ def build(config: ml_collections.ConfigDict) -> Job:
 
 
 def _build(c: dict[str, Any]) -> Job:
-    positive = ["evaluate.batch_size", "distill.auxiliary_updates", *(f"schedule.{f}" for f in Schedule._fields)]
-    for stage in ("teacher", "distill"):
-        positive += [f"{stage}.steps", f"{stage}.batch_size"]
-    _require_positive(c, *positive)
+    _check_ranges(c)
     mesh = make_mesh()
     for field in ("teacher.batch_size", "distill.batch_size", "evaluate.batch_size"):
         section, name = field.split(".")
@@ -135,6 +151,7 @@ def _methods(c: dict[str, Any], denoise: Denoise, bridge: Bridge) -> tuple[Metho
         ema_decay=t["ema_decay"],
         t_min=t["t_min"],
         time_sampler=lookup(TIME_SAMPLERS, t["time_sampler"], "time sampler"),
+        time_grid=lookup(TIME_GRIDS, c["evaluate"]["time_grid"], "time grid"),
     )
     distill = methods.ibmd(
         denoise,

@@ -135,6 +135,11 @@ BAD = {
     "unknown name": (["--config.bridge.name=browniann"], r"unknown bridge 'browniann'.*Did you mean 'brownian'"),
     "field of another bridge": (["--config.bridge.name=brownian"], r"config.bridge has no field 'beta_min'.*epsilon"),
     "zero steps": (["--config.teacher.steps=0"], r"config.teacher.steps = 0: it must be at least 1"),
+    "no evaluation": (
+        ["--config.evaluate.nfe=(0,)"],
+        r"config.evaluate.nfe = \(0,\): it must hold numbers of at least 1",
+    ),
+    "decay above 1": (["--config.distill.ema_decay=1.5"], r"config.distill.ema_decay = 1.5: it must be from 0 to 1"),
     "unknown corruption": (["--config.data.corruption=inpaint-centre"], r"Did you mean 'inpaint-center'"),
     "impossible network": (["--config.network.patch=5"], r"config.network does not fit images of \(32, 32, 3\)"),
     "unknown mode": (["--mode=destill"], r"destill"),

@@ -12,6 +12,7 @@ of (3) reaches theta through x_0 and through x_t; cutting the second path leaves
 The minus sign rewards Var[x_0 | x_t], which keeps the student from collapsing onto the mean.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -95,7 +96,7 @@ def ibmd(
     noise_channels: int = 0,
     ema_decay: float = 0.99,
     t_min: float = 1e-3,
-    time_sampler=uniform,
+    time_sampler: Callable[..., Array] = uniform,
 ) -> Method:
     """One-step IBMD as a Method. `frozen` is the teacher's parameters; batches need no x_0.
 

@@ -6,6 +6,7 @@ I2SB (arXiv 2302.05872, equation 12) for a network that does not see x_T; DDBM (
 that does.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -59,10 +60,10 @@ def teacher(
     weight: WeightFn = one,
     ema_decay: float = 0.999,
     t_min: float = 1e-3,
-    time_sampler=uniform,
-    sample_steps: int = 100,
+    time_sampler: Callable[..., Array] = uniform,
+    time_grid: Callable[..., Array] = uniform_grid,
 ) -> Method:
-    """Bridge matching as a Method; it has no frozen parameters and samples with `sample_steps` ancestral steps."""
+    """Bridge matching as a Method; it has no frozen parameters; its `sample` takes the number of ancestral steps."""
 
     def init(start: Params) -> State:
         copy = jax.tree.map(jnp.copy, start)
@@ -81,11 +82,11 @@ def teacher(
         n = state.step + 1
         return State(n, params, ema_update(state.ema, params, n, ema_decay), opt), Info(loss, optax.tree.norm(grads))
 
-    def sample(params: Params, key: Key, batch: Batch, steps: int = sample_steps) -> Array:
+    def sample(params: Params, key: Key, batch: Batch, steps: int = 100) -> Array:
         def bound(x_t: Array, t: Array, x_T: Array, cond=None) -> Array:
             return denoise(params, x_t, t, x_T, cond)
 
-        times = uniform_grid(steps, bridge.T)
+        times = time_grid(steps, bridge.T)
         return ancestral(bound, bridge, key, batch.x_T, times, mask=batch.mask, cond=batch.cond)
 
     return Method(init, step, sample, lambda state: state.ema)

@@ -1,13 +1,8 @@
-import sys
-from pathlib import Path
-
+import gaussian
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "methods"))
-import gaussian
 
 from ibmd_jax.bridges import BRIDGES, I2SB
 from ibmd_jax.bridges.times import uniform_grid
