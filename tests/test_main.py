@@ -223,7 +223,16 @@ def test_a_diverging_run_stops_and_says_what_to_do(environment, tmp_path):
         environment, QUICK, f"--workdir={tmp_path / 'run'}", "--config.teacher.optimizer.learning_rate=1e30", *LIGHT
     )
     assert code == 2
-    assert re.search(r"error: teacher: \w+ is not finite at step \d+. The last good checkpoint", out), out
+    assert re.search(
+        r"error: teacher: \w+ is not finite at step \d+; nothing was saved yet. Lower the learning", out
+    ), out
+
+
+def test_the_modes_of_the_command_line_are_the_modes_of_the_job():
+    from ibmd_jax import main
+    from ibmd_jax.train.job import MODES
+
+    assert main.MODES == list(MODES)
 
 
 def test_help_answers_at_once(environment):

@@ -126,6 +126,10 @@ def fit(
     pending: list[tuple[int, Any]] = []  # infos of finished steps that were not looked at yet
     saved = first
 
+    def not_finite(what: str) -> NotFinite:
+        kept = f"the last good checkpoint is step {saved} in {checkpoints.folder}" if saved else "nothing was saved yet"
+        return NotFinite(f"{stage}: {what}; {kept}. Lower the learning rate or set optimizer.clip, in a new --workdir.")
+
     def flush(bar: tqdm) -> None:
         """Reads the pending infos; the only place where the loop waits for the device."""
         if not pending:
@@ -135,10 +139,7 @@ def fit(
         for n, info in zip(numbers, infos, strict=True):
             bad = [name for name, value in info._asdict().items() if not np.isfinite(value)]
             if bad:
-                raise NotFinite(
-                    f"{stage}: {bad[0]} is not finite at step {n}. The last good checkpoint is step {saved} in "
-                    f"{checkpoints.folder}. Lower the learning rate or set optimizer.clip, in a new --workdir."
-                )
+                raise not_finite(f"{bad[0]} is not finite at step {n}")
         mean = {name: float(np.mean([getattr(i, name) for i in infos])) for name in infos[0]._fields}
         writer.write_scalars(numbers[-1] + 1, mean)
         bar.set_postfix(loss=f"{mean['loss']:.4f}", refresh=False)
@@ -147,7 +148,7 @@ def fit(
         nonlocal saved
         flush(bar)
         if not bool(_finite(state)):
-            raise NotFinite(f"{stage}: a parameter is not finite after step {step}; last good checkpoint: step {saved}")
+            raise not_finite(f"a parameter is not finite after step {step}")
         checkpoints.save(step, state, {"identity": identity, "stage": stage})
         saved = step
 

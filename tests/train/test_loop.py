@@ -102,7 +102,7 @@ def test_a_signal_saves_and_the_next_run_ends_with_the_same_bits(tmp_path, unint
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    with pytest.raises(NotFinite, match=r"loss is not finite at step 7. The last good checkpoint is step 4"):
+    with pytest.raises(NotFinite, match=r"loss is not finite at step 7; the last good checkpoint is step 4"):
         run(tmp_path, method=toy(explode_at=7))
     assert saved(tmp_path) == [4]
 
@@ -111,7 +111,7 @@ def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path):
     def step(state, frozen, batch, key):
         return State(jnp.where(batch.x_T[0, 0] == 3, jnp.inf, state.w)), Info(jnp.float32(0))
 
-    with pytest.raises(NotFinite, match="parameter is not finite after step 4"):
+    with pytest.raises(NotFinite, match="parameter is not finite after step 4; nothing was saved yet"):
         run(tmp_path, method=toy()._replace(step=step))
     assert saved(tmp_path) == []
 
