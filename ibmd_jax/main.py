@@ -28,14 +28,18 @@ flags.mark_flag_as_required("config")
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's flag parsing; a wrong configuration file, field or value becomes one line instead of a traceback."""
+    """Parses flags; a wrong flag, configuration file, field or value becomes one line instead of a traceback."""
     try:
-        rest = app.parse_flags_with_usage(argv)
+        rest = flags.FLAGS(argv)
         _ = _CONFIG.value.name  # a file that could not be loaded answers here
         return rest
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-        print(f"error: in --config: {' '.join(text.split())}", file=sys.stderr)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        while isinstance(error, KeyError) and error.args:  # whose str() is a repr
+            error = error.args[0]
+        text = str(error)
+        lines = text.split("Traceback")[-1].splitlines() if "Traceback" in text else [text]
+        message = " ".join(next(line for line in reversed(lines) if line.strip()).split())
+        print(f"error: {message.rstrip('.')}. See --help.", file=sys.stderr)
         sys.exit(2)
 
 

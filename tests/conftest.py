@@ -1,5 +1,7 @@
 """Four CPU devices, and no silent promotion of dtypes or ranks in any test."""
 
+import os
+
 import jax
 import pytest
 
@@ -14,3 +16,11 @@ def lenient():
     """Ordinary promotion of dtypes, for tests that run optax.adam: it raises a float to an integer power."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """For processes that tests start: one CPU device, and compiled programs kept between them."""
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    cache = str(tmp_path_factory.mktemp("compiled"))
+    return {**env, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}

@@ -1,7 +1,6 @@
 """The command line as a user runs it: real processes, real signals, the configuration that ships."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -15,14 +14,6 @@ ROOT = Path(__file__).parents[1]
 QUICK = "--config=configs/inpaint.py:quicktest"
 # A smaller evaluation: these tests look at the trained parameters.
 LIGHT = ["--config.evaluate.nfe=(1,2)", "--config.evaluate.examples=32", "--config.schedule.save_every=10"]
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """One CPU device, and compiled programs kept between the processes of this file."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    cache = str(tmp_path_factory.mktemp("cache"))
-    return {**env, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
 
 
 def start(environment, *args):
@@ -232,7 +223,7 @@ def test_the_modes_of_the_command_line_are_the_modes_of_the_job():
     from ibmd_jax import main
     from ibmd_jax.train.job import MODES
 
-    assert main.MODES == list(MODES)
+    assert list(MODES) == main.MODES
 
 
 def test_help_answers_at_once(environment):
