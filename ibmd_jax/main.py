@@ -34,9 +34,9 @@ def _parse(argv: list[str]) -> list[str]:
         _ = _CONFIG.value.name  # a file that could not be loaded answers here
         return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        while isinstance(error, KeyError) and error.args:  # whose str() is a repr
-            error = error.args[0]
         text = str(error)
+        if isinstance(error, AttributeError | KeyError):  # ml_collections quotes its message once more
+            text = "unknown field " + text.strip("\"'").replace("\\n", " ").replace("\\'", "'")
         lines = text.split("Traceback")[-1].splitlines() if "Traceback" in text else [text]
         message = " ".join(next(line for line in reversed(lines) if line.strip()).split())
         print(f"error: {message.rstrip('.')}. See --help.", file=sys.stderr)
