@@ -30,7 +30,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             },
             "teacher": {
                 "checkpoint": "",  # folder of a teacher to use instead of training one
-                "steps": 2400,
+                "steps": 2000,
                 "batch_size": 64,
                 "optimizer": {
                     "name": "adam",

@@ -8,10 +8,17 @@ import jax
 import numpy as np
 
 from ibmd_jax.core.streams import step_key
-from ibmd_jax.core.types import Array, Batch, Key
+from ibmd_jax.core.types import Array, Batch, Key, Params
 from ibmd_jax.metrics import PIXEL_METRICS, SET_METRICS
 
-Sample = Callable[[Key, Batch], Array]
+
+class Sampler(NamedTuple):
+    """What to measure: sample is a jitted function (params, key, batch) -> x_0, nfe its network evaluations an image."""
+
+    label: str
+    nfe: int
+    sample: Callable[[Params, Key, Batch], Array]
+    params: Params
 
 
 class Row(NamedTuple):
@@ -30,26 +37,24 @@ def split(batch: Batch, size: int) -> list[Batch]:
     return [jax.tree.map(lambda x, r=r: x[r], batch) for r in rows.reshape(-1, size)]
 
 
-def restore(sample: Sample, parts: list[Batch], count: int, key: Key) -> tuple[np.ndarray, float]:
+def restore(sampler: Sampler, parts: list[Batch], count: int, key: Key) -> tuple[np.ndarray, float]:
     """Samples every part; returns the first `count` images and images per second, compilation left out.
 
     Quick samplers are repeated for at least a second, slow ones run once.
     """
-    jax.block_until_ready(sample(step_key(key, "evaluate", 0), parts[0]))
+    sample = sampler.sample.lower(sampler.params, key, parts[0]).compile()
     done, begin = 0, time.perf_counter()
-    while True:
-        images = [sample(step_key(key, "evaluate", i), part) for i, part in enumerate(parts)]
+    while not done or time.perf_counter() - begin < 1:
+        images = [sample(sampler.params, step_key(key, "evaluate", i), part) for i, part in enumerate(parts)]
         jax.block_until_ready(images)
         done += 1
-        seconds = time.perf_counter() - begin
-        if seconds > 1:
-            break
+    seconds = time.perf_counter() - begin
     padded = sum(part.x_T.shape[0] for part in parts)
     return np.concatenate([np.asarray(x) for x in images])[:count], done * padded / seconds
 
 
 def evaluate(
-    samplers: list[tuple[str, int, Sample]],
+    samplers: list[Sampler],
     test: Batch,
     features: Callable[[Array], Array],
     *,
@@ -57,7 +62,7 @@ def evaluate(
     key: Key,
     report: Callable[[Row], None] = lambda row: None,
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """Measures samplers (label, NFE, jitted function) against test.x_0.
+    """Measures samplers against test.x_0.
 
     Args: test: all test images with x_0. features: for FID and KID. report: called with each row as it is ready.
     Returns: the rows, and the restored images [N, H, W, C] of each, under "label NFE".
@@ -70,13 +75,13 @@ def evaluate(
     truth = np.asarray(test.x_0)
     reference = feature_set(truth)
     rows, images = [], {}
-    for label, nfe, sample in samplers:
-        restored, rate = restore(sample, parts, n, key)
+    for sampler in samplers:
+        restored, rate = restore(sampler, parts, n, key)
         found = feature_set(restored)
         metrics = {name: fn(found, reference) for name, fn in SET_METRICS.items()}
         metrics |= {name: float(np.mean(fn(restored, truth))) for name, fn in PIXEL_METRICS.items()}
-        rows.append(Row(label, nfe, metrics, rate))
-        images[f"{label} {nfe}"] = restored
+        rows.append(Row(sampler.label, sampler.nfe, metrics, rate))
+        images[f"{sampler.label} {sampler.nfe}"] = restored
         report(rows[-1])
     return rows, images
 

@@ -28,7 +28,7 @@ from ibmd_jax.core.types import Array, Batch, Params
 from ibmd_jax.methods.base import Method
 from ibmd_jax.networks.generator import with_noise_input
 from ibmd_jax.train.checkpoint import load_params
-from ibmd_jax.train.evaluate import Row, evaluate, split, table
+from ibmd_jax.train.evaluate import Row, Sampler, evaluate, split, table
 from ibmd_jax.train.loop import Schedule, fit
 from ibmd_jax.train.pictures import save_grid
 from ibmd_jax.train.sharding import abstract_state
@@ -210,10 +210,9 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     """Teacher and student on the test images: a table on the terminal, report.json and samples.png."""
     c = job.config["evaluate"]
     (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
-    samplers = [("student", 1, functools.partial(jax.jit(job.distill.sample), student))]
+    samplers = [Sampler("student", 1, jax.jit(job.distill.sample), student)]
     for n in c["nfe"]:
-        sample = jax.jit(functools.partial(job.teacher.sample, steps=n))
-        samplers.append(("teacher", n, functools.partial(sample, teacher)))
+        samplers.append(Sampler("teacher", n, jax.jit(functools.partial(job.teacher.sample, steps=n)), teacher))
 
     def report(row: Row) -> None:
         log.info("evaluated %s with %d NFE: %.1f images/s", row.label, row.nfe, row.images_per_second)

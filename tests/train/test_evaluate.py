@@ -7,7 +7,7 @@ from PIL import Image
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
-from ibmd_jax.train.evaluate import Row, evaluate, split, table
+from ibmd_jax.train.evaluate import Row, Sampler, evaluate, split, table
 from ibmd_jax.train.optim import OPTIMIZERS, make_optimizer
 from ibmd_jax.train.pictures import save_grid
 
@@ -26,7 +26,10 @@ def test_split_fills_the_last_batch_up_and_evaluate_leaves_the_filling_out():
 
 
 def test_evaluate_measures_each_sampler():
-    samplers = [("perfect", 1, lambda key, b: b.x_0), ("zero", 5, lambda key, b: b.x_T)]
+    samplers = [
+        Sampler("perfect", 1, jax.jit(lambda params, key, b: b.x_0 + params), jnp.float32(0)),
+        Sampler("zero", 5, jax.jit(lambda params, key, b: b.x_T + params), jnp.float32(0)),
+    ]
     seen = []
     rows, images = evaluate(samplers, TEST, features, batch_size=4, key=jax.random.key(0), report=seen.append)
     assert [(r.label, r.nfe) for r in rows] == [("perfect", 1), ("zero", 5)]
