@@ -53,6 +53,17 @@ def main(argv: list[str]) -> int:
     for noisy in ("absl", "jax", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
+    try:
+        return _run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _run() -> int:
     from ibmd_jax.build import build  # after the flags, so that --help and a wrong flag answer at once
     from ibmd_jax.train.job import run
     from ibmd_jax.train.loop import Stopped
@@ -61,9 +72,6 @@ def main(argv: list[str]) -> int:
         config = _CONFIG.value
         job = build(config)
         run(job, Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.code

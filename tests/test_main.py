@@ -77,9 +77,9 @@ def test_a_second_run_trains_nothing_and_sample_writes_each_image(environment, w
 
 
 def wait_for(process, path, seconds=200):
+    """Until the path is there, or the process has ended."""
     end = time.time() + seconds
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[0]
+    while not path.exists() and process.poll() is None:
         assert time.time() < end, f"{path} did not appear"
         time.sleep(0.05)
 
@@ -95,8 +95,9 @@ def test_killed_and_restarted_at_many_moments_it_ends_with_the_same_bits(environ
         (signal.SIGINT, "teacher/checkpoints/40", 0.1),
         (signal.SIGKILL, "teacher/checkpoints/60", 0.0),
         (signal.SIGTERM, "pictures/distill_000000.png", 0.5),
-        (signal.SIGKILL, "pictures/distill_000000.png", 2.0),
-        (signal.SIGINT, "distill/events", 1.5),
+        (signal.SIGKILL, "config.json", 6.0),
+        (signal.SIGINT, "config.json", 9.0),
+        (signal.SIGINT, "config.json", 1.0),
         (signal.SIGKILL, "distill/checkpoints/10", 0.0),
     ]
     outcomes = []
@@ -107,13 +108,13 @@ def test_killed_and_restarted_at_many_moments_it_ends_with_the_same_bits(environ
         process.send_signal(number)
         out, _ = process.communicate(timeout=200)
         outcomes.append((number.name, path, process.returncode))
-        if number == signal.SIGKILL:
-            assert process.returncode in (-9, 0), out
-        else:
-            assert process.returncode in (128 + number, 0), out
-            if process.returncode:
-                assert "the same command goes on from there" in out
-    assert sum(code != 0 for _, _, code in outcomes) >= 7, outcomes  # a signal may come after the end
+        # A signal may come after the end (0); SIGTERM outside of training ends the process as usual (-15).
+        assert process.returncode in {9: (-9, 0), 15: (143, -15, 0), 2: (130, 0)}[number], out
+        if process.returncode > 0:
+            assert "the same command goes on from" in out
+            assert "Traceback" not in out
+    assert sum(code != 0 for _, _, code in outcomes) >= 7, outcomes
+    assert sum(code in (130, 143) for _, _, code in outcomes) >= 3, outcomes
     code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
     assert code == 0, out
     assert fingerprints(folder) == fingerprints(whole[0])

@@ -13,7 +13,7 @@ from ibmd_jax.metrics import PIXEL_METRICS, SET_METRICS
 
 
 class Sampler(NamedTuple):
-    """What to measure: sample is a jitted function (params, key, batch) -> x_0, nfe its network evaluations an image."""
+    """What to measure: a jitted function (params, key, batch) -> x_0 that evaluates the network nfe times."""
 
     label: str
     nfe: int
