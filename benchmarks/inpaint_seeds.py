@@ -50,6 +50,12 @@ def summarise(reports: list[dict], seeds: list[int]) -> dict:
     return {"seeds": seeds, "rows": rows, "speed_up": [r["speed_up"] for r in reports], "seconds": times, **common}
 
 
+def cell(values: list[float]) -> str:
+    """mean ± standard deviation, or the value itself where there is only one."""
+    spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{spread}"
+
+
 def markdown(summary: dict) -> str:
     """The table of mean ± standard deviation over the seeds, and the ratios that the job is judged by."""
     names = list(summary["rows"][0]["values"])
@@ -63,7 +69,7 @@ def markdown(summary: dict) -> str:
         "|---" * (len(names) + 2) + "|",
     ]
     for row in summary["rows"]:
-        cells = [f"{np.mean(row['values'][n]):.3f} ± {np.std(row['values'][n], ddof=1):.3f}" for n in names]
+        cells = [cell(row["values"][n]) for n in names]
         lines.append(f"| {row['label']} | {row['nfe']} | " + " | ".join(cells) + " |")
     student = summary["rows"][0]["values"]
     lines += ["", "| student at 1 NFE over | FID, each seed | KID, each seed |", "|---|---|---|"]
