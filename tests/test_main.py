@@ -113,8 +113,8 @@ def test_killed_and_restarted_at_many_moments_it_ends_with_the_same_bits(environ
         if process.returncode > 0:
             assert "the same command goes on from" in out
             assert "Traceback" not in out
-    assert sum(code != 0 for _, _, code in outcomes) >= 7, outcomes
-    assert sum(code in (130, 143) for _, _, code in outcomes) >= 3, outcomes
+    assert sum(code != 0 for _, _, code in outcomes) >= 5, outcomes
+    assert sum(code in (130, 143) for _, _, code in outcomes) >= 2, outcomes
     code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
     assert code == 0, out
     assert fingerprints(folder) == fingerprints(whole[0])
