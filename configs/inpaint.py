@@ -1,7 +1,7 @@
 """One-step inpainting of the embedded 32-px emoji: a hole of half the side, an I2SB teacher, an IBMD student.
 
-python -m ibmd_jax.main --config=configs/inpaint.py              about 16 minutes on 2 CPU cores
-python -m ibmd_jax.main --config=configs/inpaint.py:quicktest    seconds: the same job, too small to be good
+python -m ibmd_jax.main --config=configs/inpaint.py              about 20 minutes on 2 CPU cores
+python -m ibmd_jax.main --config=configs/inpaint.py:quicktest    a minute: the same job, too small to be good
 """
 
 import ml_collections
