@@ -1,4 +1,4 @@
-"""The main job with three seeds: mean and spread of its table (3 x 16 minutes on 2 CPU cores).
+"""The main job with three seeds: mean and spread of its table (about 20 minutes a seed on 2 CPU cores).
 
     python -m benchmarks.inpaint_seeds --runs runs/seeds
 
@@ -59,11 +59,13 @@ def cell(values: list[float]) -> str:
 def markdown(summary: dict) -> str:
     """The table of mean ± standard deviation over the seeds, and the ratios that the job is judged by."""
     names = list(summary["rows"][0]["values"])
+    seeds = " ".join(str(s) for s in summary["seeds"])
     lines = [
         "# `configs/inpaint.py`",
         "",
-        f"{summary['test_images']} held-out emoji, centre hole of half the side; seeds {summary['seeds']}, mean ±",
-        "standard deviation; features `emoji` (not Inception). Made by `python -m benchmarks.inpaint_seeds`.",
+        f"{summary['test_images']} held-out emoji, centre hole of half the side; features `emoji` (not Inception).",
+        f"Seeds: {seeds}; mean ± standard deviation where there are several.",
+        f"Made by `python -m benchmarks.inpaint_seeds --seeds {seeds}`.",
         "",
         "| model | NFE | " + " | ".join({"images_per_second": "images/s"}.get(n, n.upper()) for n in names) + " |",
         "|---" * (len(names) + 2) + "|",
