@@ -25,9 +25,9 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "head_channels": 32,
                 "groups": 16,
                 "patch": 2,
-                "preconditioning": "i2sb",
                 "conditional": False,
             },
+            "parametrisation": {"name": "i2sb"},
             "teacher": {
                 "checkpoint": "",  # folder of a teacher to use instead of training one
                 "steps": 2000,
@@ -77,7 +77,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             },
             "evaluate": {
                 "nfe": (1, 2, 10, 100),
-                "time_grid": "uniform",
+                "sampler": {"name": "ancestral", "time_grid": "uniform"},
                 "batch_size": 200,
                 "examples": 0,  # 0: all test images
                 "features": "emoji",

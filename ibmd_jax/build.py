@@ -1,8 +1,9 @@
 """From a configuration to objects: the only file that reads a ConfigDict. Everything is checked before any work."""
 
+import functools
 import inspect
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ import ml_collections
 import numpy as np
 
 from ibmd_jax import methods
-from ibmd_jax.bridges import BRIDGES, Bridge
+from ibmd_jax.bridges import BRIDGES, Bridge, OtOde
+from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
 from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array, Batch, Denoise
@@ -23,18 +25,22 @@ from ibmd_jax.metrics.features import FEATURES
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
+from ibmd_jax.samplers import SAMPLERS
 from ibmd_jax.train.job import Job
 from ibmd_jax.train.loop import Schedule
 from ibmd_jax.train.optim import make_optimizer
 from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
 
 
-def _make(kind: str, factory: Callable[..., Any], settings: dict[str, Any]) -> Any:
-    """factory(**settings), with wrong names and values reported as UserError."""
-    known = list(inspect.signature(factory).parameters)
+def _check_names(kind: str, known: Iterable[str], settings: dict[str, Any]) -> None:
     for name in settings:
         if name not in known:
             raise UserError(f"config.{kind} has no field {name!r}: it takes {', '.join(known) or 'none'}")
+
+
+def _make(kind: str, factory: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    """factory(**settings), with wrong names and values reported as UserError."""
+    _check_names(kind, list(inspect.signature(factory).parameters), settings)
     try:
         return factory(**settings)
     except (TypeError, ValueError) as error:
@@ -90,11 +96,12 @@ def _build(c: dict[str, Any]) -> Job:
         section, name = field.split(".")
         check_divisible(f"config.{field}", c[section][name], mesh)
 
-    bridge = _named(c, "bridge", BRIDGES)
+    bridge = _bridge(c["bridge"])
+    parametrisation = _parametrisation(c["parametrisation"])
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in c["network"].items()}
-    preconditioning, conditional = settings.pop("preconditioning"), settings.pop("conditional")
+    conditional = settings.pop("conditional")
     network = from_linen(_make("network", lookup(NETWORKS, settings.pop("name"), "network"), settings))
-    denoise = make_denoiser(network, bridge, preconditioning, conditional)
+    denoise = make_denoiser(network, bridge, parametrisation, conditional)
 
     make_source = lookup(SOURCES, c["data"]["source"], "data source")
     corruption = lookup(CORRUPTIONS, c["data"]["corruption"], "corruption")
@@ -109,7 +116,9 @@ def _build(c: dict[str, Any]) -> Job:
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"config.network does not fit images of {image_shape}: {error}") from error
 
-    teacher, distill = _methods(c, denoise, bridge)
+    sampler, grid, evaluations = _sampler(c["evaluate"]["sampler"])
+    weights = {**WEIGHTS, "native": native_weight(parametrisation)}
+    teacher, distill = _methods(c, denoise, bridge, weights, sampler, grid)
     sizes = {
         "teacher": c["teacher"]["batch_size"] * teacher.batches,
         "distill": c["distill"]["batch_size"] * distill.batches,
@@ -122,12 +131,19 @@ def _build(c: dict[str, Any]) -> Job:
     images = np.stack([held_out[i] for i in range(len(held_out))])
     limit = c["evaluate"]["examples"] or len(images)
     test = make_corrupt(corruption, c["seed"], "test")(images[:limit], numbers[:limit])
+    try:
+        few = jax.tree.map(lambda x: x[:1], test)
+        params = jax.eval_shape(init_params, jax.random.key(0))
+        jax.eval_shape(functools.partial(teacher.sample, steps=2), params, jax.random.key(0), few)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.evaluate.sampler does not fit the bridge: {error}") from error
     return Job(
         config=c,
         mesh=mesh,
         init_params=init_params,
         teacher=teacher,
         distill=distill,
+        teacher_steps=_steps(c["evaluate"]["nfe"], evaluations),
         test=test,
         features=lookup(FEATURES, c["evaluate"]["features"], "feature network")(),
         schedule=_make("schedule", Schedule, c["schedule"]),
@@ -135,12 +151,51 @@ def _build(c: dict[str, Any]) -> Job:
     )
 
 
-def _methods(c: dict[str, Any], denoise: Denoise, bridge: Bridge) -> tuple[Method, Method]:
+def _bridge(settings: dict[str, Any]) -> Bridge:
+    """The bridge that is named, or its deterministic version where ot_ode is set."""
+    settings = dict(settings)
+    ot_ode = settings.pop("ot_ode", False)
+    bridge = _named({"bridge": settings}, "bridge", BRIDGES)
+    return OtOde(bridge) if ot_ode else bridge
+
+
+def _parametrisation(settings: dict[str, Any]) -> Callable[..., Any]:
+    settings = dict(settings)
+    function = lookup(PARAMETRISATIONS, settings.pop("name"), "parametrisation")
+    _check_names("parametrisation", list(inspect.signature(function).parameters)[2:], settings)
+    return functools.partial(function, **settings)
+
+
+def _sampler(settings: dict[str, Any]) -> tuple[Callable[..., Array], Callable[..., Array], Callable[[int], int]]:
+    """The teacher's sampler, its time grid, and its network evaluations as a function of the steps."""
+    settings = dict(settings)
+    entry = lookup(SAMPLERS, settings.pop("name"), "sampler")
+    grid = lookup(TIME_GRIDS, settings.pop("time_grid", entry.grid), "time grid")
+    own = [p.name for p in inspect.signature(entry.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    _check_names("evaluate.sampler", [*(n for n in own if n != "mask"), "clip", "time_grid"], settings)
+    own_settings = {k: v for k, v in settings.items() if k != "clip"}
+    return functools.partial(entry.sample, **settings), grid, functools.partial(entry.evaluations, **own_settings)
+
+
+def _steps(wanted: list[int], evaluations: Callable[[int], int]) -> dict[int, int]:
+    """NFE -> steps: for each wanted NFE the most steps that it pays for, at least one."""
+    steps = [max([1, *(n for n in range(1, nfe + 1) if evaluations(n) <= nfe)]) for nfe in wanted]
+    return {evaluations(n): n for n in steps}
+
+
+def _methods(
+    c: dict[str, Any],
+    denoise: Denoise,
+    bridge: Bridge,
+    weights: dict[str, Callable[..., Array]],
+    sampler: Callable[..., Array],
+    time_grid: Callable[..., Array],
+) -> tuple[Method, Method]:
     def optimizer(section: str, field: str, steps: int):
         return _make(f"{section}.{field}", make_optimizer, {"steps": steps, **c[section][field]})
 
     def weight(section: str, field: str):
-        return lookup(WEIGHTS, c[section][field], f"weight in config.{section}.{field}")
+        return lookup(weights, c[section][field], f"weight in config.{section}.{field}")
 
     t, d = c["teacher"], c["distill"]
     teacher = methods.teacher(
@@ -151,7 +206,8 @@ def _methods(c: dict[str, Any], denoise: Denoise, bridge: Bridge) -> tuple[Metho
         ema_decay=t["ema_decay"],
         t_min=t["t_min"],
         time_sampler=lookup(TIME_SAMPLERS, t["time_sampler"], "time sampler"),
-        time_grid=lookup(TIME_GRIDS, c["evaluate"]["time_grid"], "time grid"),
+        sampler=sampler,
+        time_grid=time_grid,
     )
     distill = methods.ibmd(
         denoise,

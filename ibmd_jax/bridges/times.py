@@ -1,7 +1,10 @@
 """Where on [0, T] to train (time samplers) and to sample (time grids)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ibmd_jax.core.types import Array, Key
 
@@ -23,11 +26,34 @@ def uniform_grid(steps: int, T: float = 1.0, t_min: float = 0.0) -> Array:
     return jnp.linspace(T, t_min, steps + 1, dtype=jnp.float32)
 
 
-def power_grid(steps: int, T: float = 1.0, t_min: float = 0.0, power: float = 2.0) -> Array:
-    """Times (i / steps)^power from T to t_min: denser near t_min for power > 1. Returns [steps + 1] float32."""
-    u = jnp.linspace(1.0, 0.0, steps + 1, dtype=jnp.float32)
-    return t_min + (T - t_min) * u**power
+def karras_grid(steps: int, T: float = 1.0, t_min: float = 0.0, power: float = 7.0) -> Array:
+    """Equally spaced in t^(1/power): denser near t_min (EDM, 2206.00364, equation 5). Returns [steps + 1] float32."""
+    return jnp.asarray(np.linspace(T ** (1 / power), t_min ** (1 / power), steps + 1) ** power, jnp.float32)
+
+
+def i2sb_grid(steps: int, T: float = 1.0, t_min: float = 0.0, table: int = 1000) -> Array:
+    """I2SB's: `steps` equal strides over the table's indices, rounded half to even, as times n / (table - 1)."""
+    stride = (table - 1) / steps
+    sums = np.cumsum([0.0, *[stride] * steps])  # the published code adds the stride up too: rounding must agree
+    return jnp.asarray(t_min + (T - t_min) * np.round(sums)[::-1] / (table - 1), jnp.float32)
+
+
+def dbim_grid(steps: int, T: float = 1.0, t_min: float = 1e-4) -> Array:
+    """DBIM's: T, where noise is booted, then equally spaced from T - 1e-3 to t_min. Returns [steps + 1] float32."""
+    rest = np.linspace(T - 1e-3, t_min, steps) if steps > 1 else np.array([t_min])
+    return jnp.asarray([T, *rest], jnp.float32)
+
+
+def ddbm_grid(steps: int, T: float = 1.0, t_min: float = 1e-4) -> Array:
+    """DDBM's: `steps` Karras times from T - 1e-4 to t_min, then 0. Returns [steps + 1] float32."""
+    return jnp.append(karras_grid(max(steps - 1, 1), T - 1e-4, t_min)[:steps], jnp.float32(0))
 
 
 TIME_SAMPLERS = {"uniform": uniform, "stratified": stratified}
-TIME_GRIDS = {"uniform": uniform_grid, "power": power_grid}
+TIME_GRIDS: dict[str, Callable[..., Array]] = {
+    "uniform": uniform_grid,
+    "karras": karras_grid,
+    "i2sb": i2sb_grid,
+    "dbim": dbim_grid,
+    "ddbm": ddbm_grid,
+}

@@ -34,14 +34,6 @@ class Batch(NamedTuple):
     cond: Any = None
 
 
-class BridgeLike(Protocol):
-    """What a preconditioning needs to know of a bridge (see bridges/base.py)."""
-
-    def coeffs(self, t: Array) -> Coeffs: ...
-    def alpha(self, t: Array) -> Array: ...
-    def rho(self, t: Array) -> Array: ...
-
-
 class Network(NamedTuple):
     """An architecture as two pure functions. One architecture serves many parameter trees.
 

@@ -61,9 +61,13 @@ def teacher(
     ema_decay: float = 0.999,
     t_min: float = 1e-3,
     time_sampler: Callable[..., Array] = uniform,
+    sampler: Callable[..., Array] = ancestral,
     time_grid: Callable[..., Array] = uniform_grid,
 ) -> Method:
-    """Bridge matching as a Method; it has no frozen parameters; its `sample` takes the number of ancestral steps."""
+    """Bridge matching as a Method; it has no frozen parameters; its `sample` also takes the number of steps.
+
+    Args: sampler, time_grid: how `sample` restores; a function of samplers/ and one of bridges/times.py.
+    """
 
     def init(start: Params) -> State:
         copy = jax.tree.map(jnp.copy, start)
@@ -87,6 +91,6 @@ def teacher(
             return denoise(params, x_t, t, x_T, cond)
 
         times = time_grid(steps, bridge.T)
-        return ancestral(bound, bridge, key, batch.x_T, times, mask=batch.mask, cond=batch.cond)
+        return sampler(bound, bridge, key, batch.x_T, times, mask=batch.mask, cond=batch.cond)
 
     return Method(init, step, sample, lambda state: state.ema)

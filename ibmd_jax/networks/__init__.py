@@ -1,4 +1,4 @@
-"""Flax Linen networks and their preconditioning. A new architecture is one file and one line in NETWORKS."""
+"""Flax networks and what makes denoisers of them. A new architecture is one file and one line in NETWORKS."""
 
 from flax import linen as nn
 

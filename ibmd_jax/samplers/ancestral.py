@@ -1,16 +1,17 @@
-"""Ancestral sampling of a bridge: I2SB's algorithm 2, the DDPM posterior.
+"""Ancestral sampling of a bridge: I2SB's algorithm 2 (arXiv 2302.05872), the DDPM posterior.
 
-x_0_hat = x_0(x_s, s),   x_t ~ q(x_t | x_0_hat, x_s)        for each s -> t of the time grid, from x_T
+x_0_hat = x_0(x_s, s),   x_t ~ q(x_t | x_0_hat, x_s)        for each s -> t of the time grid, from x_T       (1)
+known pixels:            x_t ~ q(x_t | x_T, x_T)            drawn anew in each step, as I2SB does            (2)
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.core.arrays import composite
+from ibmd_jax.core.streams import stream
 from ibmd_jax.core.types import Array, Key
+from ibmd_jax.samplers.base import Step, march, noise
 
 
 def ancestral(
@@ -21,21 +22,20 @@ def ancestral(
     times: Array,
     *,
     mask: Array | None = None,
-    cond: Any = None,
-) -> Array:
-    """Restores x_T [B, H, W, C] with len(times) - 1 network evaluations in one compiled loop.
+    **common: Any,
+) -> Any:
+    """Restores x_T [B, ...] with len(times) - 1 network evaluations; a last time of 0 returns the last x_0 estimate.
 
-    Args:
-        times: descending from T, [NFE + 1]; a last time of 0 returns the last x_0 estimate itself.
-        mask: [B, H, W, 1] bool; outside it every x_0 estimate, and so the result, is x_T bit for bit.
+    See samplers/base.py for the other arguments.
     """
 
-    def body(x_s: Array, step: tuple[Array, Array, Key]) -> tuple[Array, None]:
-        s, t, k = step
-        x_0 = composite(denoise(x_s, s, x_T, cond), x_T, mask)
-        mean, std = bridge.posterior(x_0, x_s, s, t)
-        return mean + std * jax.random.normal(k, x_s.shape, x_s.dtype), None
+    def step(D: Callable[..., Array], carry: tuple[Array], i: Step) -> tuple[tuple[Array], Array]:
+        (x_s,) = carry
+        x_0 = D(x_s, i.s)
+        mean, std = bridge.posterior(x_0, x_s, i.s, i.t)
+        x_t = mean + std * noise(i, x_s)
+        if mask is not None:
+            x_t = composite(x_t, bridge.sample(stream(i.key, "known"), x_T, x_T, i.t), mask)
+        return (x_t,), x_0
 
-    steps = (times[:-1], times[1:], jax.random.split(key, times.shape[0] - 1))
-    x, _ = jax.lax.scan(body, x_T, steps)
-    return x
+    return march(step, denoise, key, x_T, times, mask=mask, **common)

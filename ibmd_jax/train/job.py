@@ -43,7 +43,8 @@ class Job(NamedTuple):
     """All that a run is made of; build.py makes it from a configuration.
 
     init_params(key, noise_channels) -> parameters. batches(stage)(step) -> iterator over batches from that step on.
-    test: every test image with its x_0. features: for FID and KID.
+    teacher_steps: NFE -> sampling steps of the teacher's rows in the table. test: every test image with its x_0.
+    features: for FID and KID.
     """
 
     config: dict[str, Any]
@@ -51,6 +52,7 @@ class Job(NamedTuple):
     init_params: Callable[..., Params]
     teacher: Method
     distill: Method
+    teacher_steps: dict[int, int]
     test: Batch
     features: Callable[[Array], Array]
     schedule: Schedule
@@ -211,8 +213,8 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     c = job.config["evaluate"]
     (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
     samplers = [Sampler("student", 1, jax.jit(job.distill.sample), student)]
-    for n in c["nfe"]:
-        samplers.append(Sampler("teacher", n, jax.jit(functools.partial(job.teacher.sample, steps=n)), teacher))
+    for nfe, steps in job.teacher_steps.items():
+        samplers.append(Sampler("teacher", nfe, jax.jit(functools.partial(job.teacher.sample, steps=steps)), teacher))
 
     def report(row: Row) -> None:
         log.info("evaluated %s with %d NFE: %.1f images/s", row.label, row.nfe, row.images_per_second)

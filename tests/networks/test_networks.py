@@ -6,12 +6,13 @@ import pytest
 from flax import linen as nn
 from flax import nnx
 
-from ibmd_jax.bridges import BRIDGES, I2SB
+from ibmd_jax.bridges import DDBMVP, I2SB
+from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, ddbm, eps, estimate
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.networks.adapters import from_linen, from_nnx
 from ibmd_jax.networks.blocks import AttentionBlock, ResBlock, timestep_embedding
-from ibmd_jax.networks.denoiser import PRECONDITIONINGS, init_denoiser, make_denoiser
+from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.networks.generator import with_noise_input
 from ibmd_jax.networks.unet import UNet, depth_to_space, space_to_depth
 
@@ -46,7 +47,7 @@ def test_a_network_keeps_the_shape_and_starts_at_zero(name):
 @every_network
 def test_the_untrained_student_equals_the_teacher_bit_for_bit(name):
     network, bridge = from_linen(NETWORKS[name](**SMALL[name])), I2SB()
-    denoise = jax.jit(make_denoiser(network, bridge, "i2sb"))
+    denoise = jax.jit(make_denoiser(network, bridge, eps))
     teacher = perturb(init(network))
     fresh = init(network, 1, noise_channels=2)
     student = with_noise_input(teacher, fresh)
@@ -148,48 +149,30 @@ def test_attention_is_the_softmax_over_all_pixels():
     np.testing.assert_allclose(block.apply({"params": params}, x), x + out.reshape(1, 2, 3, 4), rtol=2e-4, atol=2e-4)
 
 
-@pytest.mark.parametrize("name", PRECONDITIONINGS)
-@pytest.mark.parametrize("bridge", [make() for make in BRIDGES.values()], ids=repr)
-def test_the_denoiser_is_c_skip_x_plus_c_out_F(name, bridge):
-    seen = []
+def constant(value, seen=None):
+    """A network whose output is `value`, and which notes what it was given."""
 
     def apply(params, x, t, cond, z):
-        seen.append((x, t))
-        return jnp.full(X.shape, params)
+        if seen is not None:
+            seen.append((x, t))
+        return jnp.broadcast_to(value, x.shape)
 
-    s = PRECONDITIONINGS[name](bridge, T)
-    out = make_denoiser(from_linen(nn.Dense(1))._replace(apply=apply), bridge, name)(jnp.float32(0.7), X, T)
-    c_skip, c_out, c_in = (v[:, None, None, None] for v in s[:3])
-    np.testing.assert_allclose(out, c_skip * X + c_out * 0.7, rtol=1e-6)
-    np.testing.assert_allclose(seen[0][0], c_in * X, rtol=1e-6)
+    return from_linen(nn.Dense(1))._replace(apply=apply)
+
+
+@pytest.mark.parametrize("name", PARAMETRISATIONS)
+def test_the_denoiser_turns_the_network_output_into_x_0(name):
+    bridge, seen, t = DDBMVP(), [], jnp.array([0.3, 0.9])
+    s = PARAMETRISATIONS[name](bridge, t)
+    out = make_denoiser(constant(0.7 * X, seen), bridge, PARAMETRISATIONS[name])(None, X, t, 2 * X)
+    np.testing.assert_allclose(out, estimate(s, 0.7 * X, X, 2 * X), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(seen[0][0], s.c_in[:, None, None, None] * X, rtol=1e-6)
     np.testing.assert_array_equal(seen[0][1], s.c_noise)
-
-
-def test_ddbm_scalings_give_unit_variance_at_input_and_target():
-    bridge, n, t = I2SB(), 400_000, jnp.float32(0.4)
-    k = jax.random.split(jax.random.key(0), 3)
-    x_0 = 0.5 * jax.random.normal(k[0], (n,))
-    x_T = 0.6 * x_0 + 0.4 * jax.random.normal(k[1], (n,))  # standard deviation 0.5, covariance 0.15
-    x_t = bridge.sample(k[2], x_0, x_T, t)
-    s = PRECONDITIONINGS["ddbm"](bridge, t, 0.5, 0.5, 0.15)
-    np.testing.assert_allclose((s.c_in * x_t).std(), 1, rtol=0.01)
-    np.testing.assert_allclose(((x_0 - s.c_skip * x_t) / s.c_out).std(), 1, rtol=0.01)
-
-
-def test_i2sb_network_output_is_the_published_target():
-    bridge, x_0, x_t = I2SB(), X, X * 0.5 + 0.1
-    target = (x_t - x_0) / bridge.rho(T)[:, None, None, None]
-
-    def apply(params, x, t, cond, z):
-        return target
-
-    denoise = make_denoiser(from_linen(nn.Dense(1))._replace(apply=apply), bridge, "i2sb")
-    np.testing.assert_allclose(denoise(None, x_t, T), x_0, atol=1e-6)
 
 
 def test_a_conditional_denoiser_sees_x_T():
     network, bridge = from_linen(UNet(**SMALL["unet"])), I2SB()
-    denoise = make_denoiser(network, bridge, "ddbm", conditional=True)
+    denoise = make_denoiser(network, bridge, ddbm, conditional=True)
     params = perturb(init(network, conditional=True))
     assert (denoise(params, X, T, X) != denoise(params, X, T, -X)).any()
 
@@ -212,7 +195,7 @@ def test_from_nnx_computes_what_the_module_computes():
 
 def test_from_nnx_trains():
     network, bridge = from_nnx(Tiny), I2SB()
-    denoise = make_denoiser(network, bridge, "i2sb")
+    denoise = make_denoiser(network, bridge, eps)
     params = init(network)
 
     def loss(p):

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from ibmd_jax.bridges import I2SB
+from ibmd_jax.bridges.parametrisations import eps
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import ibmd
@@ -31,7 +32,7 @@ def test_large_leaves_are_split_on_their_largest_divisible_axis():
 
 def test_a_step_on_four_devices_with_split_state_is_the_step_on_one():
     network, bridge = from_linen(UNet(channels=(8,), attention=(), groups=4)), I2SB()
-    denoise = make_denoiser(network, bridge, "i2sb")
+    denoise = make_denoiser(network, bridge, eps)
     m = ibmd(denoise, bridge, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=2)
     teacher = jax.jit(lambda k: init_denoiser(network, k, (8, 8, 3)))(jax.random.key(0))
     leaves, tree = jax.tree.flatten(teacher)
