@@ -3,11 +3,11 @@
     beta_n = linspace(sqrt(1e-4), sqrt(beta_max / 1000), steps)^2, first half, then its mirror image          (1)
     F_n    = sum_{k <= n} beta_k,   R_n = sum_{k >= n} beta_k,   S = sum beta,   so F_n + R_n = S + beta_n    (2)
     I2SB:  a = F/(F + R),  b = R/(F + R),  c^2 = F R/(F + R)                                                  (3)
-    DBIM:  a = F/S,  b = R/S,  c^2 = F R/S,  g^2 = beta_n         (Zheng et al., arXiv 2405.15885; its code)  (4)
+    DBIM:  a = F/S,  b = R/S,  c^2 = F R/S                        (Zheng et al., arXiv 2405.15885; its code)  (4)
+    both:  g^2 = (steps - 1) beta_n, per unit of t
 
-Neither end is pinned: b_T is 4e-4 of (1e-4 / S), and likewise a_0. (4) is not even a bridge (a + b > 1), and its
-g^2 counts indices where its Heun sampler counts t, so that sampler hardly moves: use it for parity with DBIM only.
-Use `I2SB` where no checkpoint fixes the table.
+Neither end is quite pinned: b_T = beta_0 / (S + beta_0) = 4e-4, and so is a_0. (4) is not even a bridge (a + b > 1):
+it is for DBIM's checkpoints. Where no checkpoint fixes the table, use `I2SB`.
 """
 
 import dataclasses
@@ -65,8 +65,7 @@ class I2SBTable(Bridge):
         return self._look_up(np.linspace(1e-4, 1.0, self.steps) * self.steps, t)
 
     def f_and_g2(self, t: Array) -> tuple[Array, Array]:
-        scale = 1 if self.dbim else self.steps - 1
-        return jnp.zeros_like(t), self._look_up(table(self.beta_max, self.steps)[0] * scale, t)
+        return jnp.zeros_like(t), self._look_up(table(self.beta_max, self.steps)[0] * (self.steps - 1), t)
 
     def slopes(self, t: Array):
         raise UserError("a table has no time derivative: use the samplers ancestral, dbim or heun, or the bridge i2sb")
