@@ -68,4 +68,6 @@ class I2SBTable(Bridge):
         return jnp.zeros_like(t), self._look_up(table(self.beta_max, self.steps)[0] * (self.steps - 1), t)
 
     def slopes(self, t: Array):
-        raise UserError("a table has no time derivative: use the samplers ancestral, dbim or heun, or the bridge i2sb")
+        raise UserError(
+            "a table has no time derivative: take the bridge i2sb, or another parametrisation than velocity"
+        )

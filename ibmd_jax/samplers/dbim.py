@@ -98,8 +98,9 @@ def dbim_high_order(
         more = bridge.split(i.t)[1] * ((e + h - 1) * d_1 + (h**2 / 2 - h + 1 - e) * d_2)
         x_t = jnp.where(two, x_t + more, x_t)
 
-        boot = (i.s >= bridge.T) & (bridge.split(i.s)[0] > 0)  # that estimate is not smooth with the others
-        return (x_t, D_0, D_1, i.s, t_1, jnp.where(boot, 0, known + 1)), D_0
+        # The estimate at T is of no use where x_T alone made it, or where lambda_T is infinite.
+        skip = ((i.s >= bridge.T) & (bridge.split(i.s)[0] > 0)) | ~jnp.isfinite(lam(i.s))
+        return (x_t, D_0, D_1, i.s, t_1, jnp.where(skip, 0, known + 1)), D_0
 
     zero = jnp.zeros_like(x_T)
     start = (zero, zero, times[0], times[0], jnp.zeros((), jnp.int32))

@@ -1,17 +1,25 @@
-"""The probability-flow ODE of a bridge, by Heun's method.
+"""The probability-flow ODE of a bridge, by Heun's method with its linear part solved exactly.
 
 dx/dt = k' x_T + b' x_0_hat + n' (x - k x_T - b x_0_hat) / n                                                 (1)
 
-(1) is singular where n = 0: a pinned bridge starts with one first-order step from T that draws noise, as in DBIM, and
-a last step to t = 0 goes to the estimate of x_0.
+Between s and t, with lambda = ln(b/n), h = lambda_t - lambda_s and the estimates D_s and D_t at both ends, where D_t is
+made at the first-order (DBIM, eta = 0) step x_t^(1):
+
+    x_t = x_t^(1) + b_t (e^-h + h - 1) / h (D_t - D_s)                                                       (2)
+
+The plain method of Heun on (1) does not converge for a pinned bridge: n'/n grows like 1 / (T - t), so that the first
+steps change the variance by a factor which does not depend on their number. As in DBIM, the step from T of a pinned
+bridge draws noise; and a last step to t = 0 is of first order, since no network is trained there.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ibmd_jax.bridges import Bridge
+from ibmd_jax.core.arrays import expand
 from ibmd_jax.core.types import Array, Key
 from ibmd_jax.samplers.base import Step, march
 from ibmd_jax.samplers.dbim import first_order
@@ -22,21 +30,21 @@ def probability_flow(
 ) -> Any:
     """Restores x_T [B, ...] with 2 (n - 1) network evaluations for n = len(times) - 1 steps from T to 0 (1 for n = 1).
 
-    A grid that ends above 0 takes one more. See samplers/base.py for the other arguments.
-    Raises: UserError for a bridge without time derivatives.
+    A bridge that is not pinned, or a grid that ends above 0, takes one more. See samplers/base.py for the others.
     """
 
     def step(D: Callable[..., Array], carry: tuple[Array], i: Step) -> tuple[tuple[Array], Array]:
-        (x,) = carry
-        x_0 = D(x, i.s)
+        (x_s,) = carry
+        D_s = D(x_s, i.s)
+        x_t = first_order(bridge, 0.0, x_s, D_s, x_T, i)
+        (k_s, b_s, n_s), (_, b_t, n_t) = bridge.split(i.s), bridge.split(i.t)
 
-        def heun() -> Array:
-            dt = i.t - i.s
-            d = bridge.velocity(x_0, x, x_T, i.s)
-            euler = x + dt * d
-            return x + dt * (d + bridge.velocity(D(euler, i.t), euler, x_T, i.t)) / 2
+        def corrected() -> Array:
+            h = jnp.log(b_t / n_t) - jnp.log(b_s / n_s)
+            weight = jnp.where(jnp.isfinite(h), (jnp.exp(-h) + h - 1) / h, 1)
+            return x_t + expand(b_t * weight, x_t) * (D(x_t, i.t) - D_s)
 
-        plain = (i.s >= bridge.T) | (i.t <= 0)
-        return (jax.lax.cond(plain, lambda: first_order(bridge, 0.0, x, x_0, x_T, i), heun),), x_0
+        boot = (i.s >= bridge.T) & (k_s > 0)
+        return (jax.lax.cond(boot | (i.t <= 0), lambda: x_t, corrected),), D_s
 
     return march(step, denoise, key, x_T, times, **common)

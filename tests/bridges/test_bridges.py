@@ -218,7 +218,7 @@ def test_velocity_is_the_time_derivative_of_the_path(bridge):
 
 
 def test_a_table_has_no_velocity_and_says_so():
-    with pytest.raises(UserError, match="no time derivative: use the samplers"):
+    with pytest.raises(UserError, match="no time derivative: take the bridge i2sb"):
         I2SBTable().velocity(*jnp.ones((3, 1, 1)), jnp.float32(0.5))
     with pytest.raises(ValueError, match="steps = 7: it must be even"):
         I2SBTable(steps=7)
