@@ -47,7 +47,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "time_sampler": "stratified",
             },
             "distill": {
-                "steps": 400,
+                "steps": 480,
                 "batch_size": 32,
                 "auxiliary_updates": 4,
                 "student_optimizer": {

@@ -2,6 +2,7 @@
 
 from flax import linen as nn
 
+from ibmd_jax.networks.mlp import MLP
 from ibmd_jax.networks.unet import UNet
 
-NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet}
+NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "unet": UNet}

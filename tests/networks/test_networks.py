@@ -16,7 +16,10 @@ from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.networks.generator import with_noise_input
 from ibmd_jax.networks.unet import UNet, depth_to_space, space_to_depth
 
-SMALL = {"unet": {"channels": (8, 16), "attention": (1,), "head_channels": 8, "groups": 4}}
+SMALL = {
+    "unet": {"channels": (8, 16), "attention": (1,), "head_channels": 8, "groups": 4},
+    "mlp": {"out_channels": 3, "width": 16},
+}
 every_network = pytest.mark.parametrize("name", NETWORKS)
 X = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 T = jnp.array([0.3, 1.0])
