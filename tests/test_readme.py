@@ -15,7 +15,7 @@ COMMANDS = [
 
 
 def test_the_python_example_restores_images():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    code, _ = re.findall(r"```python\n(.*?)```", README, re.S)
     code += "\nassert restored.shape == x_T.shape and bool(jax.numpy.isfinite(restored).all())\n"
     assert len([line for line in code.split("\n\n")[2].splitlines() if line.strip()]) <= 12
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=250)

@@ -1,0 +1,63 @@
+"""Configurations of other bridges, parametrisations and samplers than the default ones."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+from ibmd_jax.bridges import DDBMVP, OtOde
+from ibmd_jax.build import _bridge, build
+from ibmd_jax.core.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def quicktest():
+    spec = importlib.util.spec_from_file_location("inpaint", ROOT / "configs" / "inpaint.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config("quicktest")
+
+
+def test_the_settings_in_the_readme():
+    config = quicktest()
+    _, code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    exec(code, {"config": config})
+    assert build(config).teacher_steps == {1: 1, 2: 2, 10: 10, 100: 100}
+
+
+def test_rows_are_labelled_with_the_evaluations_that_a_sampler_makes():
+    config = quicktest()
+    config.bridge = {"name": "ddbm_vp"}
+    config.evaluate.sampler = {"name": "heun", "churn": 0.5, "clip": True}
+    assert build(config).teacher_steps == {2: 1, 8: 3, 98: 33}
+    config.evaluate.sampler = {"name": "heun", "churn": 0.0}
+    assert build(config).teacher_steps == {1: 1, 9: 5, 99: 50}
+
+
+def test_ot_ode_makes_a_bridge_deterministic():
+    assert _bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
+    assert _bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("bridge", {"name": "ddbm"}, "unknown bridge 'ddbm'.*Did you mean 'edm'|unknown bridge 'ddbm'"),
+        ("bridge", {"name": "i2sb_table", "steps": 7}, "config.bridge: I2SBTable.steps = 7: it must be even"),
+        (
+            "parametrisation",
+            {"name": "eps", "sigma_0": 1.0},
+            "config.parametrisation has no field 'sigma_0': it takes none",
+        ),
+        ("sampler", {"name": "dbim", "order": 2}, "config.evaluate.sampler has no field 'order': it takes eta, clip"),
+        ("sampler", {"name": "dbim_high_order", "order": 4}, "order = 4, it must be 2 or 3"),
+        ("sampler", {"name": "dbim", "time_grid": "cosine"}, "unknown time grid 'cosine'"),
+    ],
+)
+def test_wrong_settings_are_named(field, value, message):
+    config = quicktest()
+    setattr(config.evaluate if field == "sampler" else config, field, value)
+    with pytest.raises(UserError, match=message):
+        build(config)
