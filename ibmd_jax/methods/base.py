@@ -39,11 +39,6 @@ def one(bridge: Bridge, t: Array) -> Array:
     return jnp.ones_like(t)
 
 
-def inverse_rho2(bridge: Bridge, t: Array) -> Array:
-    """lambda = 1 / rho_t^2: squared error of I2SB's network output (x_t - x_0) / rho_t."""
-    return 1 / jnp.square(bridge.rho(t))
-
-
 def ten_to(power: float) -> WeightFn:
     """lambda = 10^(power (1 - t / T)): the IBMD authors' weight of the student's loss, for inpainting power = 2."""
 
@@ -53,9 +48,9 @@ def ten_to(power: float) -> WeightFn:
     return weight
 
 
+# A configuration may also say "native", bridges.parametrisations.native_weight of its own parametrisation.
 WEIGHTS: dict[str, WeightFn] = {
     "one": one,
-    "inverse_rho2": inverse_rho2,
     "ten_to_1": ten_to(1.0),
     "ten_to_2": ten_to(2.0),
 }

@@ -20,6 +20,7 @@ last steps keep the error at order 2, however small the rest is.
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from ibmd_jax.bridges import Bridge
@@ -28,13 +29,19 @@ from ibmd_jax.core.types import Array, Key
 from ibmd_jax.samplers.base import Step, march, noise
 
 
+def boots(bridge: Bridge, s: Array) -> Array:
+    """Whether a step from s is one of equation (3): a scalar bool."""
+    return (s >= bridge.T) & (bridge.split(s)[0] > 0)
+
+
 def first_order(bridge: Bridge, eta: float, x_s: Array, x_0: Array, x_T: Array, i: Step) -> Array:
     """Equations (1) to (3)."""
     (k_s, b_s, n_s), (k_t, b_t, n_t) = (tuple(expand(v, x_s) for v in bridge.split(u)) for u in (i.s, i.t))
-    boot = (expand(i.s, x_s) >= bridge.T) & (k_s > 0)
-    omega = jnp.where(boot, n_t, eta * bridge.posterior(x_0, x_s, i.s, i.t)[1]) if eta else jnp.where(boot, n_t, 0)
+    boot = boots(bridge, i.s)
+    omega = jnp.where(boot, n_t, eta * bridge.posterior(x_0, x_s, i.s, i.t)[1] if eta else 0)
     kappa = jnp.where(boot, 0, jnp.sqrt(jnp.maximum(n_t**2 - omega**2, 0)) / jnp.where(boot, 1, n_s))
-    return kappa * x_s + (b_t - kappa * b_s) * x_0 + (k_t - kappa * k_s) * x_T + omega * noise(i, x_s)
+    z = noise(i, x_s) if eta else jax.lax.cond(boot, lambda: noise(i, x_s), lambda: jnp.zeros_like(x_s))
+    return kappa * x_s + (b_t - kappa * b_s) * x_0 + (k_t - kappa * k_s) * x_T + omega * z
 
 
 def dbim(
@@ -99,7 +106,7 @@ def dbim_high_order(
         x_t = jnp.where(two, x_t + more, x_t)
 
         # The estimate at T is of no use where x_T alone made it, or where lambda_T is infinite.
-        skip = ((i.s >= bridge.T) & (bridge.split(i.s)[0] > 0)) | ~jnp.isfinite(lam(i.s))
+        skip = boots(bridge, i.s) | ~jnp.isfinite(lam(i.s))
         return (x_t, D_0, D_1, i.s, t_1, jnp.where(skip, 0, known + 1)), D_0
 
     zero = jnp.zeros_like(x_T)

@@ -22,7 +22,7 @@ from ibmd_jax.bridges import Bridge
 from ibmd_jax.core.arrays import expand
 from ibmd_jax.core.types import Array, Key
 from ibmd_jax.samplers.base import Step, march
-from ibmd_jax.samplers.dbim import first_order
+from ibmd_jax.samplers.dbim import boots, first_order
 
 
 def probability_flow(
@@ -37,14 +37,13 @@ def probability_flow(
         (x_s,) = carry
         D_s = D(x_s, i.s)
         x_t = first_order(bridge, 0.0, x_s, D_s, x_T, i)
-        (k_s, b_s, n_s), (_, b_t, n_t) = bridge.split(i.s), bridge.split(i.t)
+        (_, b_s, n_s), (_, b_t, n_t) = bridge.split(i.s), bridge.split(i.t)
 
         def corrected() -> Array:
             h = jnp.log(b_t / n_t) - jnp.log(b_s / n_s)
             weight = jnp.where(jnp.isfinite(h), (jnp.exp(-h) + h - 1) / h, 1)
             return x_t + expand(b_t * weight, x_t) * (D(x_t, i.t) - D_s)
 
-        boot = (i.s >= bridge.T) & (k_s > 0)
-        return (jax.lax.cond(boot | (i.t <= 0), lambda: x_t, corrected),), D_s
+        return (jax.lax.cond(boots(bridge, i.s) | (i.t <= 0), lambda: x_t, corrected),), D_s
 
     return march(step, denoise, key, x_T, times, **common)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from ibmd_jax.bridges import I2SB
+from ibmd_jax.bridges.parametrisations import eps, native_weight
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import teacher
 from ibmd_jax.methods.base import WEIGHTS, split_batch
@@ -48,7 +49,7 @@ def test_the_weights_are_what_their_names_say():
     t = jnp.array([0.25, 1.0])
     np.testing.assert_allclose(WEIGHTS["one"](BRIDGE, t), [1, 1])
     np.testing.assert_allclose(WEIGHTS["ten_to_2"](BRIDGE, t), [10**1.5, 1], rtol=1e-6)
-    np.testing.assert_allclose(WEIGHTS["inverse_rho2"](BRIDGE, t), 1 / BRIDGE.rho(t) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(native_weight(eps)(BRIDGE, t), 1 / BRIDGE.rho(t) ** 2, rtol=1e-6)
 
 
 @pytest.mark.usefixtures("lenient")
