@@ -4,9 +4,10 @@ import functools
 import inspect
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -15,7 +16,7 @@ from ibmd_jax.bridges import BRIDGES, Bridge, OtOde
 from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
 from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS
 from ibmd_jax.core.errors import UserError, lookup
-from ibmd_jax.core.types import Array, Batch, Denoise
+from ibmd_jax.core.types import Array, Batch, Denoise, Network
 from ibmd_jax.corruptions import CORRUPTIONS
 from ibmd_jax.data import SOURCES
 from ibmd_jax.data.pipeline import examples, make_corrupt
@@ -111,14 +112,22 @@ def _build(c: dict[str, Any]) -> Job:
     def init_params(key: Array, noise_channels: int = 0) -> Any:
         return init_denoiser(network, key, image_shape, conditional, noise_channels)
 
+    sampling = _sampling(c["evaluate"]["sampler"], bridge)
+    _check_numbers(bridge, parametrisation, sampling, c["teacher"]["t_min"])
+
+    def output(params: Any) -> Array:
+        x = jnp.zeros((1, *image_shape))
+        return denoise(params, x, jnp.ones(1), x)
+
     try:
-        jax.eval_shape(init_params, jax.random.key(0))
+        made = jax.eval_shape(lambda: output(init_params(jax.random.key(0))))
     except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
         raise UserError(f"config.network does not fit images of {image_shape}: {error}") from error
+    if made.shape[1:] != image_shape:
+        raise UserError(f"config.network: its output is {made.shape[1:]} for images of {image_shape}: set out_channels")
 
-    sampler, grid, evaluations = _sampler(c["evaluate"]["sampler"])
     weights = {**WEIGHTS, "native": native_weight(parametrisation)}
-    teacher, distill = _methods(c, denoise, bridge, weights, sampler, grid)
+    teacher, distill = _methods(c, denoise, bridge, weights, sampling)
     sizes = {
         "teacher": c["teacher"]["batch_size"] * teacher.batches,
         "distill": c["distill"]["batch_size"] * distill.batches,
@@ -131,19 +140,13 @@ def _build(c: dict[str, Any]) -> Job:
     images = np.stack([held_out[i] for i in range(len(held_out))])
     limit = c["evaluate"]["examples"] or len(images)
     test = make_corrupt(corruption, c["seed"], "test")(images[:limit], numbers[:limit])
-    try:
-        few = jax.tree.map(lambda x: x[:1], test)
-        params = jax.eval_shape(init_params, jax.random.key(0))
-        jax.eval_shape(functools.partial(teacher.sample, steps=2), params, jax.random.key(0), few)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"config.evaluate.sampler does not fit the bridge: {error}") from error
     return Job(
         config=c,
         mesh=mesh,
         init_params=init_params,
         teacher=teacher,
         distill=distill,
-        teacher_steps=_steps(c["evaluate"]["nfe"], evaluations),
+        teacher_steps=_steps(c["evaluate"]["nfe"], sampling.evaluations),
         test=test,
         features=lookup(FEATURES, c["evaluate"]["features"], "feature network")(),
         schedule=_make("schedule", Schedule, c["schedule"]),
@@ -156,7 +159,13 @@ def _bridge(settings: dict[str, Any]) -> Bridge:
     settings = dict(settings)
     ot_ode = settings.pop("ot_ode", False)
     bridge = _named({"bridge": settings}, "bridge", BRIDGES)
-    return OtOde(bridge) if ot_ode else bridge
+    bridge = _make("bridge", OtOde, {"of": bridge}) if ot_ode else bridge
+    if not bridge.pinned:
+        raise UserError(
+            f"config.bridge: {type(bridge).__name__} starts from pure noise, which no corruption makes: "
+            "use it through the functional API, as colab/00_bridge_2d.py does"
+        )
+    return bridge
 
 
 def _parametrisation(settings: dict[str, Any]) -> Callable[..., Any]:
@@ -166,21 +175,71 @@ def _parametrisation(settings: dict[str, Any]) -> Callable[..., Any]:
     return functools.partial(function, **settings)
 
 
-def _sampler(settings: dict[str, Any]) -> tuple[Callable[..., Array], Callable[..., Array], Callable[[int], int]]:
-    """The teacher's sampler, its time grid, and its network evaluations as a function of the steps."""
+class _Sampling(NamedTuple):
+    """How the teacher is sampled: the algorithm, its time grid, and its network evaluations for a number of steps."""
+
+    sample: Callable[..., Array]
+    grid: Callable[..., Array]
+    evaluations: Callable[[int], int]
+
+
+def _sampling(settings: dict[str, Any], bridge: Bridge) -> _Sampling:
     settings = dict(settings)
     entry = lookup(SAMPLERS, settings.pop("name"), "sampler")
-    grid = lookup(TIME_GRIDS, settings.pop("time_grid", entry.grid), "time grid")
+    named = settings.pop("time_grid", entry.grid)
+    named = dict(named) if isinstance(named, dict) else {"name": named}
+    grid = lookup(TIME_GRIDS, named.pop("name"), "time grid")
+    _check_names(
+        "evaluate.sampler.time_grid", [n for n in inspect.signature(grid).parameters if n not in ("steps", "T")], named
+    )
+    grid = functools.partial(grid, **named)
     own = [p.name for p in inspect.signature(entry.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
     _check_names("evaluate.sampler", [*(n for n in own if n != "mask"), "clip", "time_grid"], settings)
     own_settings = {k: v for k, v in settings.items() if k != "clip"}
-    return functools.partial(entry.sample, **settings), grid, functools.partial(entry.evaluations, **own_settings)
+    return _Sampling(
+        functools.partial(entry.sample, **settings),
+        grid,
+        lambda steps: entry.evaluations(bridge, grid(steps, bridge.T), **own_settings),
+    )
+
+
+def _check_numbers(bridge: Bridge, parametrisation: Callable[..., Any], sampling: _Sampling, t_min: float) -> None:
+    """Finds settings that cannot work by trying them on a few numbers, with a network that answers 0."""
+    times = jnp.asarray([t_min, bridge.T / 2, bridge.T], jnp.float32)
+
+    def finite(section: str, make: Callable[[], Any], what: str) -> None:
+        try:
+            good = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(make()))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{section}: {error}") from error
+        if not good:
+            raise UserError(f"config.{section}: {what}")
+
+    finite("bridge", lambda: bridge.coeffs(times), f"{bridge} has coefficients that are not finite")
+    finite(
+        "parametrisation",
+        lambda: parametrisation(bridge, times),
+        f"it is not finite on all of [t_min, T] of {bridge}: take x_0, v or ddbm, or i2sb where alpha_T is not 0",
+    )
+    zero = Network(lambda *_: None, lambda params, x, *_: 0 * x[..., :1])
+    denoise = functools.partial(make_denoiser(zero, bridge, parametrisation), None)
+    finite(
+        "evaluate.sampler",
+        lambda: sampling.sample(denoise, bridge, jax.random.key(0), jnp.ones((1, 2, 2, 1)), sampling.grid(3, bridge.T)),
+        f"its result is not finite with {bridge} and this time grid: leave out time_grid, or take another sampler",
+    )
+    booted = sampling.sample.func is not SAMPLERS["heun"].sample
+    if booted and float(sampling.grid(3, bridge.T)[0]) != bridge.T:
+        raise UserError("config.evaluate.sampler: its time grid must start at T; the grid ddbm is for the sampler heun")
 
 
 def _steps(wanted: list[int], evaluations: Callable[[int], int]) -> dict[int, int]:
     """NFE -> steps: for each wanted NFE the most steps that it pays for, at least one."""
-    steps = [max([1, *(n for n in range(1, nfe + 1) if evaluations(n) <= nfe)]) for nfe in wanted]
-    return {evaluations(n): n for n in steps}
+    found = {}
+    for nfe in wanted:
+        steps = next((n for n in range(nfe, 1, -1) if evaluations(n) <= nfe), 1)
+        found[evaluations(steps)] = steps
+    return found
 
 
 def _methods(
@@ -188,8 +247,7 @@ def _methods(
     denoise: Denoise,
     bridge: Bridge,
     weights: dict[str, Callable[..., Array]],
-    sampler: Callable[..., Array],
-    time_grid: Callable[..., Array],
+    sampling: _Sampling,
 ) -> tuple[Method, Method]:
     def optimizer(section: str, field: str, steps: int):
         return _make(f"{section}.{field}", make_optimizer, {"steps": steps, **c[section][field]})
@@ -206,8 +264,8 @@ def _methods(
         ema_decay=t["ema_decay"],
         t_min=t["t_min"],
         time_sampler=lookup(TIME_SAMPLERS, t["time_sampler"], "time sampler"),
-        sampler=sampler,
-        time_grid=time_grid,
+        sampler=sampling.sample,
+        time_grid=sampling.grid,
     )
     distill = methods.ibmd(
         denoise,

@@ -32,6 +32,8 @@ def test_rows_are_labelled_with_the_evaluations_that_a_sampler_makes():
     config.bridge = {"name": "ddbm_vp"}
     config.evaluate.sampler = {"name": "heun", "churn": 0.5, "clip": True}
     assert build(config).teacher_steps == {2: 1, 8: 3, 98: 33}
+    config.evaluate.sampler = {"name": "probability_flow", "time_grid": {"name": "karras", "t_min": 0.01}}
+    assert build(config).teacher_steps == {1: 1, 9: 5, 99: 50}
     config.evaluate.sampler = {"name": "heun", "churn": 0.0}
     assert build(config).teacher_steps == {1: 1, 9: 5, 99: 50}
 
@@ -44,7 +46,22 @@ def test_ot_ode_makes_a_bridge_deterministic():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("bridge", {"name": "ddbm"}, "unknown bridge 'ddbm'.*Did you mean 'edm'|unknown bridge 'ddbm'"),
+        ("bridge", {"name": "ddbm"}, "unknown bridge 'ddbm'.*Did you mean 'ddbm_vp'"),
+        ("bridge", {"name": "edm"}, "EDM starts from pure noise, which no corruption makes"),
+        ("bridge", {"name": "flow"}, "config.parametrisation: it is not finite on all of"),
+        ("bridge", {"name": "brownian", "epsilon": -1.0}, "config.bridge: .* not finite"),
+        ("bridge", {"name": "brownian", "epsilon": "x"}, "config.bridge: "),
+        ("bridge", {"name": "flow", "ot_ode": True}, "config.bridge: there is no ODE version of Flow"),
+        ("parametrisation", {"name": "ddbm", "sigma_0": "x"}, "config.parametrisation: "),
+        ("parametrisation", {"name": "bridge_eps"}, "config.parametrisation: it is not finite on all of"),
+        ("sampler", {"name": "heun", "time_grid": "uniform"}, "config.evaluate.sampler: its result is not finite"),
+        ("sampler", {"name": "heun", "churn": 1.0}, "config.evaluate.sampler: heun: churn = 1.0"),
+        ("sampler", {"name": "dbim", "time_grid": "ddbm"}, "the grid ddbm is for the sampler heun"),
+        (
+            "sampler",
+            {"name": "dbim", "time_grid": {"name": "karras", "rho": 3}},
+            "time_grid has no field 'rho': it takes t_min, power",
+        ),
         ("bridge", {"name": "i2sb_table", "steps": 7}, "config.bridge: I2SBTable.steps = 7: it must be even"),
         (
             "parametrisation",

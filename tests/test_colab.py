@@ -23,7 +23,7 @@ def test_the_notebook_has_the_cells_of_the_script(script):
 
 @scripts
 def test_the_script_runs(script, environment):
-    """In under two minutes on two cores; what it shows is asserted in it."""
+    """About a minute on two idle cores; its last lines of each part assert what it shows."""
     command = [sys.executable, "-W", "ignore", str(script)]
     done = subprocess.run(
         command, env={**environment, "MPLBACKEND": "Agg"}, capture_output=True, text=True, timeout=240

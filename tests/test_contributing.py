@@ -14,7 +14,19 @@ def test_a_new_bridge_takes_less_than_25_lines_and_passes_the_tests_of_the_table
     assert len(code.splitlines()) < 25
     entry = "from ibmd_jax.bridges import BRIDGES\nBRIDGES['ornstein_uhlenbeck'] = OrnsteinUhlenbeck\n"
     (tmp_path / "new_bridge.py").write_text(f"{code}\n{entry}")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "new_bridge", "-k", "OrnsteinUhlenbeck", "tests/bridges"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-n",
+        "0",
+        "-p",
+        "new_bridge",
+        "-k",
+        "OrnsteinUhlenbeck",
+        "tests/bridges",
+    ]
     env = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stdout

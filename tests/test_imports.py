@@ -24,6 +24,7 @@ ALLOWED = {
     "bridges": CORE,
     "samplers": BRIDGES,
     "methods": METHODS,
+    "convert": CORE | {"networks", "train"},
     "train": METHODS | {"metrics", "networks"},
     "build": METHODS | LEAVES | {"train"},
     "main": CORE | {"build", "train"},
@@ -66,7 +67,7 @@ def test_only_the_pipeline_imports_grain_and_only_networks_and_features_import_f
         return found
 
     assert users("grain") == {"data/pipeline.py"}
-    assert {Path(p).parts[0] for p in users("flax")} <= {"networks", "metrics"}
+    assert {Path(p).parts[0] for p in users("flax")} <= {"networks", "metrics", "convert"}
     assert not users("torch")
 
 

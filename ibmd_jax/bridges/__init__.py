@@ -8,7 +8,7 @@ from ibmd_jax.bridges.flow import Flow, OtOde
 from ibmd_jax.bridges.i2sb import I2SB
 from ibmd_jax.bridges.i2sb_table import I2SBTable
 
-# Any of them becomes deterministic as OtOde(bridge).
+# A pinned one becomes deterministic as OtOde(bridge).
 BRIDGES: dict[str, type[Bridge]] = {
     "brownian": Brownian,
     "i2sb": I2SB,

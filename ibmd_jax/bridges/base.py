@@ -39,6 +39,7 @@ class Bridge:
 
     T: float = 1.0
     deterministic: ClassVar[bool] = False  # c = 0: given both ends, the path has no randomness
+    pinned: ClassVar[bool] = True  # x_T is where the path ends, and not independent noise
 
     # What an instance writes.
 
@@ -85,11 +86,11 @@ class Bridge:
 
     def posterior(self, x_0: Array, x_s: Array, s: Array, t: Array) -> tuple[Array, Array]:
         """Mean [B, ...] and standard deviation (broadcastable) of x_t given x_0 and x_s, t <= s: equation (4)."""
-        alpha_s, alpha_t = expand(self.alpha(s), x_0), expand(self.alpha(t), x_0)
-        sigma_s, sigma_t = expand(self.sigma(s), x_0), expand(self.sigma(t), x_0)
+        alpha_s, alpha_t, sigma_s, sigma_t = self.alpha(s), self.alpha(t), self.sigma(s), self.sigma(t)
         ratio, fade = jnp.square(sigma_t / sigma_s), alpha_s / alpha_t
         r = fade**2 * ratio  # rho_t^2 / rho_s^2
-        return fade * ratio * x_s + alpha_t * (1 - r) * x_0, sigma_t * jnp.sqrt(1 - r)
+        old, new, std = (expand(v, x_0) for v in (fade * ratio, alpha_t * (1 - r), sigma_t * jnp.sqrt(1 - r)))
+        return old * x_s + new * x_0, std
 
     def f_and_g2(self, t: Array) -> tuple[Array, Array]:
         """Drift f(t) and squared diffusion g^2(t) of equation (2), by differentiating alpha and sigma; t > 0."""
@@ -99,17 +100,17 @@ class Bridge:
         f = d_alpha / alpha
         return f, 2 * sigma * (d_sigma - f * sigma)
 
-    def eps(self, x_0: Array, x_t: Array, x_T: Array, t: Array) -> Array:
+    def bridge_eps(self, x_0: Array, x_t: Array, x_T: Array, t: Array) -> Array:
         """The noise of `split`; needs n_t > 0."""
         k, b, n = (expand(v, x_t) for v in self.split(t))
         return (x_t - k * x_T - b * x_0) / n
 
-    def score(self, x_0: Array, x_t: Array, x_T: Array, t: Array) -> Array:
-        """grad_x log q(x_t | x_0, x_T) = -eps / n_t."""
-        return -self.eps(x_0, x_t, x_T, t) / expand(self.split(t)[2], x_t)
+    def bridge_score(self, x_0: Array, x_t: Array, x_T: Array, t: Array) -> Array:
+        """grad_x log q(x_t | x_0, x_T) = -bridge_eps / n_t."""
+        return -self.bridge_eps(x_0, x_t, x_T, t) / expand(self.split(t)[2], x_t)
 
-    def v(self, x_0: Array, x_t: Array, t: Array) -> Array:
-        """-(x_t - alpha_t x_0) / sigma_t^2, the bridge-matching drift of IBMD, equation (6)."""
+    def score(self, x_0: Array, x_t: Array, t: Array) -> Array:
+        """grad_x log q(x_t | x_0) = -(x_t - alpha_t x_0) / sigma_t^2, the drift v of IBMD, equation (6)."""
         return (expand(self.alpha(t), x_t) * x_0 - x_t) / jnp.square(expand(self.sigma(t), x_t))
 
     def h(self, x_t: Array, x_T: Array, t: Array) -> Array:
@@ -120,11 +121,11 @@ class Bridge:
         return (expand(alpha / alpha_T, x_t) * x_T - x_t) / expand(variance, x_t)
 
     def drift(self, x_0: Array, x_t: Array, t: Array) -> Array:
-        """Drift f x_t - g^2 v of the reverse-time SDE that runs from x_T to x_0 with diffusion g."""
+        """Drift f x_t - g^2 score of the reverse-time SDE that runs from x_T to x_0 with diffusion g."""
         f, g2 = self.f_and_g2(t)
-        return expand(f, x_t) * x_t - expand(g2, x_t) * self.v(x_0, x_t, t)
+        return expand(f, x_t) * x_t - expand(g2, x_t) * self.score(x_0, x_t, t)
 
     def velocity(self, x_0: Array, x_t: Array, x_T: Array, t: Array) -> Array:
         """dx_t/dt of the probability flow, k' x_T + b' x_0 + n' noise; needs 0 < t < T."""
         dk, db, dn = (expand(v, x_t) for v in self.slopes(t)[1])
-        return dk * x_T + db * x_0 + dn * self.eps(x_0, x_t, x_T, t)
+        return dk * x_T + db * x_0 + dn * self.bridge_eps(x_0, x_t, x_T, t)

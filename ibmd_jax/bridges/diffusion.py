@@ -25,6 +25,8 @@ from ibmd_jax.core.types import Array, Coeffs
 class Diffusion(Bridge):
     """Base: an instance writes alpha and sigma."""
 
+    pinned = False
+
     def coeffs(self, t: Array) -> Coeffs:
         alpha, sigma = self.alpha(t), self.sigma(t)
         return Coeffs(jnp.zeros_like(alpha), alpha, sigma)

@@ -2,7 +2,7 @@
 
 Flow     x_t = t x_T + (1 - t) x_0, T = 1. With x_T independent N(0, I): flow matching (Lipman et al., 2210.02747),
          alpha = 1 - t, sigma = t; with paired ends: rectified flow (Liu et al., 2209.03003).                (1)
-OtOde    x_t = a x_T + b x_0 of another bridge, and its posterior's mean: I2SB's `--ot-ode` (2302.05872).    (2)
+OtOde    x_t = a x_T + b x_0 of a pinned bridge, and its posterior's mean: I2SB's `--ot-ode` (2302.05872).    (2)
 """
 
 import jax.numpy as jnp
@@ -38,10 +38,14 @@ class Flow(Bridge):
 
 @bridge
 class OtOde(Bridge):
-    """Equation (2) for the bridge `of`."""
+    """Equation (2) for the bridge `of`. Raises: ValueError unless it is pinned and has noise."""
 
     of: Bridge
     deterministic = True
+
+    def __post_init__(self):
+        if isinstance(self.of, Bridge) and (self.of.deterministic or not self.of.pinned):
+            raise ValueError(f"there is no ODE version of {type(self.of).__name__}: it has no noise, or starts from it")
 
     @property
     def T(self) -> float:
@@ -62,6 +66,10 @@ class OtOde(Bridge):
 
     def noise_level(self, t: Array) -> Array:
         return self.of.noise_level(t)
+
+    def slopes(self, t: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
+        (a, b, c), (da, db, dc) = self.of.slopes(t)
+        return (0 * c, b, a), (0 * dc, db, da)
 
     def posterior(self, x_0: Array, x_s: Array, s: Array, t: Array) -> tuple[Array, Array]:
         mean, std = self.of.posterior(x_0, x_s, s, t)

@@ -1,6 +1,6 @@
 """I2SB as published: a table of `steps` indices n, t = n / (steps - 1), alpha = 1 (Liu et al., arXiv 2302.05872).
 
-    beta_n = linspace(sqrt(1e-4), sqrt(beta_max / 1000), steps)^2, first half, then its mirror image          (1)
+    beta_n = linspace(sqrt(1e-4), sqrt(beta_max / steps), steps)^2, first half, then its mirror image          (1)
     F_n    = sum_{k <= n} beta_k,   R_n = sum_{k >= n} beta_k,   S = sum beta,   so F_n + R_n = S + beta_n    (2)
     I2SB:  a = F/(F + R),  b = R/(F + R),  c^2 = F R/(F + R)                                                  (3)
     DBIM:  a = F/S,  b = R/S,  c^2 = F R/S                        (Zheng et al., arXiv 2405.15885; its code)  (4)

@@ -8,7 +8,7 @@ so the plain squared error of any output is the squared error of x_0 with the we
     name          F                                            of
     x_0           x_0                                          either
     eps, i2sb     (x_t - alpha x_0) / sigma                    the forward process; I2SB's target, since alpha = 1
-    score         -(x_t - alpha x_0) / sigma^2                 the forward process; IBMD's drift v
+    score         -(x_t - alpha x_0) / sigma^2                 the forward process; v of IBMD's paper
     v             alpha eps - sigma x_0                        the forward process (Salimans and Ho, 2202.00512)
     velocity      dx_t/dt = k' x_T + b' x_0 + n' noise         the pinned path; for a flow x_T - x_0
     bridge_eps    (x_t - k x_T - b x_0) / n                    the pinned path
@@ -107,7 +107,7 @@ def ddbm(bridge: Bridge, t: Array, sigma_0: float = 0.5, sigma_T: float = 0.5, c
     v_0, v_T = sigma_0**2, sigma_T**2
     c_in = jax.lax.rsqrt(a**2 * v_T + b**2 * v_0 + 2 * a * b * covariance + c**2)
     c_out = c_in * jnp.sqrt(a**2 * (v_0 * v_T - covariance**2) + v_0 * c**2)
-    return Scalings((b * v_0 + a * covariance) * c_in**2, c_out, c_in, 250 * jnp.log(t + 1e-44))
+    return Scalings((b * v_0 + a * covariance) * c_in**2, c_out, c_in, 250 * jnp.log(jnp.maximum(t, 1e-37)))
 
 
 def edm(bridge: Bridge, t: Array, sigma_0: float = 0.5) -> Scalings:

@@ -26,7 +26,7 @@ def uniform_grid(steps: int, T: float = 1.0, t_min: float = 0.0) -> Array:
     return jnp.linspace(T, t_min, steps + 1, dtype=jnp.float32)
 
 
-def karras_grid(steps: int, T: float = 1.0, t_min: float = 0.0, power: float = 7.0) -> Array:
+def karras_grid(steps: int, T: float = 1.0, t_min: float = 1e-3, power: float = 7.0) -> Array:
     """Equally spaced in t^(1/power): denser near t_min (EDM, 2206.00364, equation 5). Returns [steps + 1] float32."""
     return jnp.asarray(np.linspace(T ** (1 / power), t_min ** (1 / power), steps + 1) ** power, jnp.float32)
 

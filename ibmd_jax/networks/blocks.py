@@ -2,10 +2,11 @@
 
 Kept from the published networks because checkpoints depend on it: GroupNorm epsilon 1e-5, SiLU, timestep embedding
 with the cosines first, scale-shift normalisation, and zero-initialised last convolutions.
-Images are [B, H, W, C]; parameters and activations are float32.
+Images are [B, H, W, C]; parameters are float32, and so are activations unless a dtype is given.
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,10 +28,16 @@ def group_norm(groups: int, name: str) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=groups, epsilon=1e-5, name=name)
 
 
-def conv(features: int, size: int, name: str, zero: bool = False) -> nn.Conv:
-    """A size x size convolution that keeps the resolution; zero: starts as the zero map."""
+def normalise(groups: int, name: str, x: Array) -> Array:
+    """GroupNorm computed in float32, returned in the dtype of x."""
+    return group_norm(groups, name)(x).astype(x.dtype)
+
+
+def conv(features: int, size: int, name: str, zero: bool = False, dtype: Any = None, stride: int = 1) -> nn.Conv:
+    """A size x size convolution with PyTorch's symmetric padding; zero: starts as the zero map."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    return nn.Conv(features, (size, size), padding="SAME", kernel_init=init, name=name)
+    pad = [(size // 2, size // 2)] * 2
+    return nn.Conv(features, (size, size), stride, padding=pad, kernel_init=init, name=name, dtype=dtype)
 
 
 def upsample(x: Array) -> Array:
@@ -44,41 +51,78 @@ def downsample(x: Array) -> Array:
     return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
 
 
+def space_to_depth(x: Array, p: int) -> Array:
+    """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
+
+
+def depth_to_space(x: Array, p: int) -> Array:
+    """Inverse of space_to_depth."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w, p, p, c // (p * p)).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * p, w * p, c // (p * p))
+
+
 class ResBlock(nn.Module):
-    """Residual block with scale-shift time conditioning; optionally resamples both of its paths.
+    """Residual block with time conditioning; optionally resamples both of its paths.
 
     features: output channels. groups: of every GroupNorm. resample: "up", "down" or None.
+    scale_shift: the embedding scales and shifts after the second norm; otherwise it is added before it.
+    dropout: rate, in effect where apply gets a "dropout" key. dtype: of convolutions; norms are in float32.
     """
 
     features: int
     groups: int = 32
     resample: str | None = None
+    scale_shift: bool = True
+    dropout: float = 0.0
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
         resample = {"up": upsample, "down": downsample, None: lambda v: v}[self.resample]
-        h = nn.silu(group_norm(self.groups, "norm_in")(x))
-        h = conv(self.features, 3, "conv_in")(resample(h))
-        scale, shift = jnp.split(nn.Dense(2 * self.features, name="emb")(nn.silu(emb)), 2, axis=-1)
-        h = group_norm(self.groups, "norm_out")(h) * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
-        h = conv(self.features, 3, "conv_out", zero=True)(nn.silu(h))
+        h = nn.silu(normalise(self.groups, "norm_in", x))
+        h = conv(self.features, 3, "conv_in", dtype=self.dtype)(resample(h))
+        emb = nn.Dense((1 + self.scale_shift) * self.features, name="emb")(nn.silu(emb))
+        emb = emb.astype(h.dtype)[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(emb, 2, axis=-1)
+            h = normalise(self.groups, "norm_out", h) * (1 + scale) + shift
+        else:
+            h = normalise(self.groups, "norm_out", h + emb)
+        h = nn.silu(h)
+        if self.dropout and self.has_rng("dropout"):
+            h = nn.Dropout(self.dropout, deterministic=False)(h)
+        h = conv(self.features, 3, "conv_out", zero=True, dtype=self.dtype)(h)
         x = resample(x)
         if x.shape[-1] != self.features:
-            x = conv(self.features, 1, "skip")(x)
+            x = conv(self.features, 1, "skip", dtype=self.dtype)(x)
         return x + h
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over all pixels with a residual path; head_channels is the width of one head."""
+    """Self-attention over all pixels with a residual path; head_channels is the width of one head.
+
+    legacy: the channels of qkv are ordered [head][q, k, v], as in I2SB and DBIM's ImageNet network, or else
+        [q, k, v][head], as in DDBM.
+    """
 
     head_channels: int
     groups: int = 32
+    legacy: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         b, height, width, c = x.shape
-        h = group_norm(self.groups, "norm")(x).reshape(b, height * width, c)
-        qkv = nn.Dense(3 * c, name="qkv")(h).reshape(b, height * width, 3, c // self.head_channels, self.head_channels)
-        h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        h = nn.Dense(c, kernel_init=nn.initializers.zeros, name="proj_out")(h.reshape(b, height * width, c))
+        heads, d = c // self.head_channels, self.head_channels
+        h = normalise(self.groups, "norm", x).reshape(b, height * width, c)
+        qkv = nn.Dense(3 * c, name="qkv", dtype=self.dtype)(h)
+        if self.legacy:
+            qkv = qkv.reshape(b, height * width, heads, 3, d).swapaxes(2, 3)
+        else:
+            qkv = qkv.reshape(b, height * width, 3, heads, d)
+        h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # softmax in float32
+        h = h.reshape(b, height * width, c)
+        h = nn.Dense(c, kernel_init=nn.initializers.zeros, name="proj_out", dtype=self.dtype)(h)
         return x + h.reshape(x.shape)

@@ -6,19 +6,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
-from ibmd_jax.networks.blocks import AttentionBlock, ResBlock, conv, group_norm, timestep_embedding
-
-
-def space_to_depth(x: Array, p: int) -> Array:
-    """[B, H, W, C] -> [B, H/p, W/p, p p C]."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // p, p, w // p, p, c).transpose(0, 1, 3, 2, 4, 5).reshape(b, h // p, w // p, p * p * c)
-
-
-def depth_to_space(x: Array, p: int) -> Array:
-    """Inverse of space_to_depth."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h, w, p, p, c // (p * p)).transpose(0, 1, 3, 2, 4, 5).reshape(b, h * p, w * p, c // (p * p))
+from ibmd_jax.networks.blocks import (
+    AttentionBlock,
+    ResBlock,
+    conv,
+    depth_to_space,
+    group_norm,
+    space_to_depth,
+    timestep_embedding,
+)
 
 
 class UNet(nn.Module):

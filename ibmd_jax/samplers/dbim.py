@@ -31,7 +31,7 @@ from ibmd_jax.samplers.base import Step, march, noise
 
 def boots(bridge: Bridge, s: Array) -> Array:
     """Whether a step from s is one of equation (3): a scalar bool."""
-    return (s >= bridge.T) & (bridge.split(s)[0] > 0)
+    return (s >= bridge.T) & (bridge.pinned and not bridge.deterministic)
 
 
 def first_order(bridge: Bridge, eta: float, x_s: Array, x_0: Array, x_T: Array, i: Step) -> Array:
@@ -57,7 +57,10 @@ def dbim(
     """Restores x_T [B, ...] with len(times) - 1 network evaluations; times[0] = T.
 
     Args: eta: from 0, deterministic after the booting noise, to 1, ancestral. See samplers/base.py for the others.
+    Raises: ValueError for another eta.
     """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"dbim: eta = {eta}, it must be from 0 to 1")
 
     def step(D: Callable[..., Array], carry: tuple[Array], i: Step) -> tuple[tuple[Array], Array]:
         (x_s,) = carry

@@ -1,6 +1,6 @@
 """The reverse-time SDE of a bridge by the Euler-Maruyama method (IBMD, arXiv 2502.01362, section 2).
 
-dx = (f x - g^2 v) dt + g dw,   v = -(x - alpha x_0_hat) / sigma^2,   t from T down                         (1)
+dx = (f x - g^2 s) dt + g dw,   s = -(x - alpha x_0_hat) / sigma^2,   t from T down                         (1)
 
 It holds for teachers that see x_T and for those that do not: given x_0_hat, (1) does not contain x_T.
 """

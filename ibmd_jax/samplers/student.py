@@ -60,8 +60,10 @@ def few_step(
         (x_s,) = carry
         x_0 = D(x_s, i.s, draw_z(stream(i.key, "z"), x_T, noise_channels))
         if from_x_T:
-            return (bridge.sample(i.key, x_0, x_T, i.t),), x_0
-        mean, std = bridge.posterior(x_0, x_s, i.s, i.t)
+            a, b, c = bridge.at(i.t, x_0)
+            mean, std = a * x_T + b * x_0, c
+        else:
+            mean, std = bridge.posterior(x_0, x_s, i.s, i.t)
         return (mean + std * noise(i, x_s),), x_0
 
     return march(step, denoise, key, x_T, times, **common)

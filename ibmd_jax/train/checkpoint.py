@@ -119,6 +119,18 @@ def export_params(folder: Path, params: Params, extra: Meta) -> None:
         checkpointer.save(folder.absolute(), args=args, force=True)
 
 
+def read_meta(folder: Path | str) -> Meta:
+    """What was saved with an export, beside its parameters. Raises: UserError if it is missing or unreadable."""
+    path = Path(folder).absolute()
+    if not path.is_dir():
+        raise UserError(f"no checkpoint at {path}: give the folder of an export, such as runs/inpaint/teacher/export")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        try:
+            return checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        except Exception as error:
+            raise UserError(f"the checkpoint {path} is unreadable ({_first_line(error)})") from error
+
+
 def load_params(folder: Path | str, abstract: Params) -> tuple[Params, Meta]:
     """Parameters that export_params wrote, as (params, meta).
 

@@ -184,8 +184,8 @@ def test_scores_are_gradients_of_log_densities(bridge):
 
     pinned = jax.grad(lambda x: log_normal(x, k * x_T + b * x_0, n))(x_t)
     free = jax.grad(lambda x: log_normal(x, alpha * x_0, sigma))(x_t)
-    np.testing.assert_allclose(bridge.score(x_0, x_t, x_T, t), pinned, rtol=1e-5)
-    np.testing.assert_allclose(bridge.v(x_0, x_t, t), free, rtol=1e-5)
+    np.testing.assert_allclose(bridge.bridge_score(x_0, x_t, x_T, t), pinned, rtol=1e-5)
+    np.testing.assert_allclose(bridge.score(x_0, x_t, t), free, rtol=1e-5)
 
 
 @pytest.mark.parametrize("bridge", [b for b in PINNED if not b.deterministic], ids=repr)
@@ -194,8 +194,8 @@ def test_the_scores_of_bayes_rule_add_up(bridge):
     with jax.enable_x64(True):
         x_0, x_t, x_T = jax.random.normal(jax.random.key(0), (3, 4, 2))
         t = jnp.array([0.1, 0.4, 0.9, 0.999]) * bridge.T
-        total = bridge.v(x_0, x_t, t) + bridge.h(x_t, x_T, t)
-        np.testing.assert_allclose(bridge.score(x_0, x_t, x_T, t), total, rtol=1e-8)
+        total = bridge.score(x_0, x_t, t) + bridge.h(x_t, x_T, t)
+        np.testing.assert_allclose(bridge.bridge_score(x_0, x_t, x_T, t), total, rtol=1e-8)
 
 
 @smooth
@@ -235,6 +235,22 @@ def test_a_table_has_no_velocity_and_says_so():
 def test_a_bridge_is_a_pytree_that_passes_through_jit(bridge):
     b = jax.jit(lambda b, t: b.coeffs(t).b)(bridge, jnp.float32(0.3))
     np.testing.assert_allclose(b, bridge.coeffs(jnp.float32(0.3)).b, rtol=1e-6)
+
+
+def test_networks_are_told_times_from_0_to_1000():
+    t = jnp.float32([0, 0.5, 1])
+    for bridge in (I2SB(), DDBMVE(80.0), OtOde(DDBMVE(3.0))):
+        np.testing.assert_allclose(bridge.noise_level(t * bridge.T), [0, 500, 1000], rtol=1e-6)
+    published = OtOde(I2SBTable())
+    np.testing.assert_allclose(published.noise_level(jnp.float32([0, 0.2504, 1])), [0.1, 250.325, 1000], rtol=1e-5)
+
+
+def test_only_pinned_bridges_with_noise_have_an_ode_version():
+    for bridge in (Flow(), diffusion.Linear(), OtOde(I2SB())):
+        with pytest.raises(ValueError, match="there is no ODE version of"):
+            OtOde(bridge)
+    with pytest.raises(UserError, match="no time derivative"):
+        OtOde(I2SBTable()).slopes(jnp.float32(0.5))
 
 
 def test_gradients_reach_x_0_through_the_sample():

@@ -43,10 +43,10 @@ def test_the_targets_are_what_the_table_says(bridge):
             "x_0": x_0,
             "eps": eps,
             "i2sb": eps,
-            "score": bridge.v(x_0, x_t, t),
+            "score": bridge.score(x_0, x_t, t),
             "v": alpha * eps - sigma * x_0,
             "bridge_eps": NOISE,
-            "bridge_score": bridge.score(x_0, x_t, x_T, t),
+            "bridge_score": bridge.bridge_score(x_0, x_t, x_T, t),
         }
         if not isinstance(bridge, I2SBTable):
             expected["velocity"] = bridge.velocity(x_0, x_t, x_T, t)

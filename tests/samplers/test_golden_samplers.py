@@ -99,7 +99,7 @@ def test_ddbm(case, play):
 
     with jax.enable_x64(True):
         x_T = jnp.asarray(np.float64(every["x_T"]))
-        settings = {"churn": float(churn), "guidance": float(guidance), "guide_v": mode == "ve"}
+        settings = {"churn": float(churn), "guidance": float(guidance), "guide_score": mode == "ve"}
         times = jnp.asarray(np.float64(g["sigmas"]))
         key = jax.random.key(0)
         out, path = play(draws(g), heun, denoise, bridge, key, x_T, times, **settings)

@@ -1,0 +1,1 @@
+"""PyTorch checkpoints into ours and back, without PyTorch."""

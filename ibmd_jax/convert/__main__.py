@@ -1,0 +1,96 @@
+"""Converts checkpoints: a PyTorch file into a teacher, or one of our exports into a PyTorch state_dict.
+
+python -m ibmd_jax.convert results/sr4x/latest.pt --to teachers/sr4x            I2SB, options.pkl beside it
+python -m ibmd_jax.convert e2h_ema_0.9999_420000.pt --to teachers/e2h           DDBM, DBIM, ADM, .safetensors
+python -m ibmd_jax.convert runs/sr4x/distill/export --to student.safetensors    back to PyTorch
+
+PyTorch is not needed, and nothing in the file is executed. The teacher is used by config.teacher.checkpoint = its
+folder, which brings network, bridge and parametrisation with it.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from ibmd_jax.convert.names import convert, to_torch
+from ibmd_jax.convert.published import PROCESSES, recognise
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.networks.adm import ADM
+from ibmd_jax.train.checkpoint import export_params, load_params, read_meta
+
+
+def shapes_of(network: dict[str, Any], channels: int) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of an ADM's parameters for `channels` input channels, without making them."""
+    settings = {k: v for k, v in network.items() if k not in ("name", "conditional")}
+    side = 2 ** (len(settings["multipliers"]) - 1)
+    x, t = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((1, side, side, channels), (1,)))
+    labels = jax.ShapeDtypeStruct((1,), jnp.int32) if settings["classes"] else None
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    tree = jax.eval_shape(ADM(**settings).init, jax.random.key(0), x, t, labels)["params"]
+    return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def to_teacher(source: Path, folder: Path, kind: str, head_channels: int) -> None:
+    """A PyTorch checkpoint into a teacher's folder. Raises: UserError, with nothing written."""
+    if folder.exists():
+        raise UserError(f"{folder} exists: choose another folder, or remove it")
+    found = recognise(source, kind, head_channels)
+    network = found.model["network"]
+    expected = shapes_of(network, found.state["input_blocks.0.0.weight"].shape[1])
+    params = convert(found.state, expected)
+    order = "[head][q, k, v]" if network["legacy_attention"] else "[q, k, v][head]"
+    print(f"source           {found.source}: {', '.join([source.name, *found.notes])}")
+    for section in ("network", "bridge", "parametrisation"):
+        print(f"{section:16} {' '.join(f'{k}={v}' for k, v in found.model[section].items())}")
+    print(f"attention order  {order}, heads of {head_channels} channels (not in the file: --head_channels)")
+    print(f"parameters       {sum(map(math.prod, expected.values())):,}")
+    export_params(folder, unflatten_dict(params, sep="/"), {"stage": "teacher", "step": 0, "model": found.model})
+    print(f"wrote            {folder}: use it by config.teacher.checkpoint")
+
+
+def to_pytorch(source: Path, file: Path) -> None:
+    """An export of ours into a .safetensors file. Raises: UserError, with nothing written."""
+    from safetensors.numpy import save_file
+
+    leaves = {name: np.empty(shape, np.float32) for name, shape in read_meta(source)["shapes"].items()}
+    params, meta = load_params(source, unflatten_dict(leaves, sep="/"))
+    state = to_torch({name: np.asarray(v) for name, v in flatten_dict(params, sep="/").items()})
+    temporary = file.with_suffix(".tmp")
+    try:
+        save_file(state, temporary, {"ibmd_jax": json.dumps(meta.get("model", {}))})
+        temporary.replace(file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    print(f"wrote {file}: {len(state)} tensors, {sum(v.size for v in state.values()):,} parameters")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("ibmd_jax.convert", None, __doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("source", type=Path, help="a PyTorch checkpoint, or the folder of an export")
+    parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new file that ends in .safetensors")
+    parser.add_argument(
+        "--source", dest="kind", choices=sorted(PROCESSES), default="", help="who wrote a bare state_dict"
+    )
+    parser.add_argument("--head_channels", type=int, default=64, help="width of the attention heads (default 64)")
+    args = parser.parse_args(argv)
+    try:
+        if args.to.suffix == ".safetensors":
+            to_pytorch(args.source, args.to)
+        else:
+            to_teacher(args.source, args.to, args.kind, args.head_channels)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

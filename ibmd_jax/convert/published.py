@@ -1,0 +1,161 @@
+"""Recognises the checkpoints of I2SB, DDBM, DBIM and ADM, and says which network, bridge and parametrisation they hold.
+
+All four are ADM UNets; their settings are read off the parameters' names and shapes. Three things are not in the
+parameters: the width of the attention heads (64 in all published networks), the channel order of qkv, and the process.
+The last two follow from who wrote the file:
+
+    found                                               source   attention  bridge                parametrisation
+    "net" and "ema", options.pkl beside it              I2SB     legacy     i2sb_table            eps, x_T where cond_x1
+    six input channels, 1x1 weights of four axes        DDBM     new        ddbm_vp               ddbm, x_T
+    six input channels, labels                          DBIM     legacy     i2sb_table of DBIM    eps, x_T
+    six input channels, 1x1 weights of three axes       DBIM's copies of DDBM's: new, ddbm_vp, ddbm, x_T
+    three input channels                                ADM      legacy     diffusion_linear      eps
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ibmd_jax.convert.torch_file import load_pickle, load_torch
+from ibmd_jax.core.errors import UserError, lookup
+
+State = Mapping[str, np.ndarray]
+
+
+class Checkpoint(NamedTuple):
+    """state: parameters under their PyTorch names. model: the sections of a configuration that they need."""
+
+    source: str
+    state: State
+    model: dict[str, Any]
+    notes: list[str]
+
+
+def network_settings(state: State, head_channels: int) -> dict[str, Any]:
+    """The fields of networks.adm.ADM that a state_dict shows. Raises: UserError for another architecture."""
+    try:
+        channels = state["time_embed.0.weight"].shape[1]
+        blocks = {int(m[1]) for name in state if (m := re.match(r"input_blocks\.(\d+)\.", name))}
+        ups = [
+            int(m[1])
+            for name in state
+            if (m := re.fullmatch(r"output_blocks\.(\d+)\.[12]\.(?:in_layers\.0|conv)\.weight", name))
+        ]
+        per_level = min(ups) if ups else len(blocks) - 1
+        firsts = [1 + level * (per_level + 1) for level in range(len(ups) + 1)]
+        widths = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
+        emb = state[f"input_blocks.{firsts[0]}.0.emb_layers.1.weight"].shape[0]
+        labels = state.get("label_emb.weight")
+        return {
+            "name": "adm",
+            "out_channels": state["out.2.weight"].shape[0],
+            "channels": channels,
+            "multipliers": [w / channels if w % channels else w // channels for w in widths],
+            "blocks": per_level,
+            "attention": [2**k for k, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in state],
+            "head_channels": head_channels,
+            "resblock_updown": not any(name.endswith(".op.weight") for name in state),
+            "scale_shift": emb == 2 * widths[0],
+            "classes": 0 if labels is None else labels.shape[0],
+        }
+    except (KeyError, IndexError) as error:
+        raise UserError(f"this is not an ADM UNet: it lacks {error}") from error
+
+
+def _tensors(found: Any, path: Path) -> State:
+    if not isinstance(found, dict) or not found or not all(isinstance(v, np.ndarray) for v in found.values()):
+        raise UserError(f"{path} holds no parameters: expected a state_dict, or I2SB's dict with net and ema")
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("module.").removeprefix("diffusion_model.")
+
+
+def _i2sb(found: dict[str, Any], path: Path, head_channels: int) -> Checkpoint:
+    net, ema = _tensors(found["net"], path), found.get("ema") or {}
+    shadow = ema.get("shadow_params")
+    names, notes = [_plain(name) for name in net], []
+    if shadow is None:
+        state, notes = dict(zip(names, net.values(), strict=True)), ["it has no EMA: took the raw weights"]
+    else:
+        if len(shadow) != len(names):
+            raise UserError(f"{path}: its EMA has {len(shadow)} tensors, its network {len(names)}")
+        for name, raw, mean in zip(names, net.values(), shadow, strict=True):
+            if raw.shape != mean.shape:
+                raise UserError(f"{path}: {name} is {mean.shape} in the EMA, {raw.shape} in the network")
+        state = dict(zip(names, shadow, strict=True))
+        notes.append(f"EMA of decay {ema.get('decay')} after {ema.get('num_updates')} updates")
+    options_file = path.with_name("options.pkl")
+    if not options_file.exists():
+        raise UserError(f"there is no {options_file}: I2SB writes it beside latest.pt, and the process is in it")
+    options = vars(load_pickle(options_file))  # may hold access keys: never printed as a whole
+    try:
+        bridge = {"name": "i2sb_table", "beta_max": float(options["beta_max"]), "steps": int(options["interval"])}
+        conditional, ot_ode = bool(options["cond_x1"]), bool(options["ot_ode"])
+    except KeyError as error:
+        raise UserError(f"{options_file} lacks the option {error}") from error
+    model = {
+        "network": {**network_settings(state, head_channels), "legacy_attention": True, "conditional": conditional},
+        "bridge": {**bridge, "ot_ode": ot_ode},
+        "parametrisation": {"name": "eps"},
+    }
+    return Checkpoint("i2sb", state, model, notes)
+
+
+def _kind(state: State) -> str:
+    """Who wrote a bare state_dict, by its shapes."""
+    if state["input_blocks.0.0.weight"].shape[1] == 3:
+        return "adm"
+    return "dbim" if "label_emb.weight" in state else "ddbm"
+
+
+PROCESSES: dict[str, dict[str, Any]] = {
+    "ddbm": {"bridge": {"name": "ddbm_vp", "beta_d": 2.0, "beta_min": 0.1}, "parametrisation": {"name": "ddbm"}},
+    "dbim": {
+        "bridge": {"name": "i2sb_table", "beta_max": 1.0, "steps": 1000, "dbim": True},
+        "parametrisation": {"name": "eps"},
+    },
+    "adm": {"bridge": {"name": "diffusion_linear"}, "parametrisation": {"name": "eps"}},
+}
+
+
+def recognise(path: str | Path, source: str = "", head_channels: int = 64) -> Checkpoint:
+    """Reads a checkpoint file, or I2SB's folder with latest.pt.
+
+    Args:
+        source: ddbm, dbim or adm, to overrule what the shapes of a bare state_dict suggest.
+        head_channels: width of the attention heads.
+    Raises: UserError.
+    """
+    path = Path(path)
+    path = path / "latest.pt" if path.is_dir() else path
+    if path.suffix == ".safetensors":
+        from safetensors.numpy import load_file  # its reader maps the file, too
+
+        try:
+            found = load_file(path)
+        except Exception as error:
+            raise UserError(f"cannot read {path}: {error}") from error
+    else:
+        found = load_torch(path)
+    if isinstance(found, dict) and "net" in found:
+        return _i2sb(found, path, head_channels)
+    state = {_plain(name): value for name, value in _tensors(found, path).items()}
+    if "input_blocks.0.0.weight" not in state:
+        raise UserError(f"{path} is not an ADM UNet: it lacks the parameter input_blocks.0.0.weight")
+    source = source or _kind(state)
+    process = lookup(PROCESSES, source, "source")
+    notes = []
+    if state["out.2.weight"].shape[0] == 6:
+        state = {k: v[:3] if k.startswith("out.2.") else v for k, v in state.items()}
+        notes.append("kept the first three of six outputs (the others are ADM's variances)")
+    network = {
+        **network_settings(state, head_channels),
+        "legacy_attention": source != "ddbm",
+        "conditional": state["input_blocks.0.0.weight"].shape[1] == 6,
+    }
+    return Checkpoint(source, state, {"network": network, **process}, notes)
