@@ -30,7 +30,7 @@ def group_norm(groups: int, name: str) -> nn.GroupNorm:
 
 def normalise(groups: int, name: str, x: Array) -> Array:
     """GroupNorm computed in float32, returned in the dtype of x."""
-    return group_norm(groups, name)(x).astype(x.dtype)
+    return group_norm(groups, name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
 def conv(features: int, size: int, name: str, zero: bool = False, dtype: Any = None, stride: int = 1) -> nn.Conv:

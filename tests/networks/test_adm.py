@@ -126,7 +126,7 @@ def test_the_other_constructor_options_change_the_parameters_as_they_say(setting
 
 
 def test_labels_are_needed_and_matter():
-    network = ADM(channels=32, multipliers=(1,), blocks=1, attention=(), classes=5)
+    network = ADM(channels=32, multipliers=(1,), blocks=1, attention=(), head_channels=16, classes=5)
     x, t = jnp.ones((2, 8, 8, 3)), jnp.ones(2)
     params = network.init(jax.random.key(0), x, t, jnp.array([0, 1]))
     params = jax.tree.map(lambda p: p + 0.1, params)
