@@ -3,9 +3,9 @@
     python3 -m venv torch_venv && torch_venv/bin/pip install torch==2.13.0 numpy
     python -m benchmarks.samplers --torch_python torch_venv/bin/python
 
-About 20 minutes on 2 idle CPU cores; 6 without --torch_python, which leaves PyTorch out. What is compared runs by
-turns; medians of the ratios are reported, PyTorch's for its fastest way. Its OpenMP threads wait passively unless
-OMP_WAIT_POLICY is set: spinning, the default, is up to a hundred times slower where other programs run. Writes
+About 15 minutes on 2 idle CPU cores; 6 without --torch_python, which leaves PyTorch out. What is compared runs by
+turns; medians of the ratios are reported, PyTorch's for its fastest way. The machine must be idle: PyTorch's threads
+spin while they wait, which is much the fastest then, and many times slower where other programs run. Writes
 benchmarks/results/samplers.json and samplers.md.
 """
 
@@ -102,7 +102,7 @@ def run_torch(python: Path, params: Params, x_T: Array, times: Array) -> tuple[n
         table = {"x_T": x_T, "times": times, "rho": BRIDGE.rho(times), "settings": json.dumps(SETTINGS)}
         np.savez(f"{folder}/inputs.npz", **table, **flatten_dict(params, sep="/"))
         command = [python, Path(__file__).parent / "torch_unet.py", f"{folder}/inputs.npz", folder]
-        subprocess.run(command, check=True, env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ)
+        subprocess.run(command, check=True)
         return np.load(f"{folder}/x_0.npy"), json.loads(Path(folder, "seconds.json").read_text())
 
 
