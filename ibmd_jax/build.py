@@ -3,6 +3,7 @@
 import functools
 import inspect
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -27,10 +28,13 @@ from ibmd_jax.networks import NETWORKS
 from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.samplers import SAMPLERS
+from ibmd_jax.train.checkpoint import read_meta
 from ibmd_jax.train.job import Job
 from ibmd_jax.train.loop import Schedule
 from ibmd_jax.train.optim import make_optimizer
 from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
+
+log = logging.getLogger(__name__)
 
 
 def _check_names(kind: str, known: Iterable[str], settings: dict[str, Any]) -> None:
@@ -85,9 +89,19 @@ def _check_ranges(config: dict[str, Any]) -> None:
 def build(config: ml_collections.ConfigDict) -> Job:
     """Builds everything a configuration asks for. Raises UserError for whatever is unknown, missing or wrong."""
     try:
-        return _build(json.loads(config.to_json_best_effort()))
+        return _build(_with_model(json.loads(config.to_json_best_effort())))
     except KeyError as error:
         raise UserError(f"the configuration lacks the field {error}: compare it with configs/inpaint.py") from error
+
+
+def _with_model(c: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with network, bridge and parametrisation of the given teacher, where that brings its own."""
+    checkpoint = c["teacher"]["checkpoint"]
+    model = read_meta(checkpoint).get("model", {}) if checkpoint else {}
+    for section in model:
+        if c[section] != model[section]:
+            log.info("config.%s is that of %s: %s", section, checkpoint, model[section])
+    return {**c, **model}
 
 
 def _build(c: dict[str, Any]) -> Job:

@@ -52,6 +52,7 @@ def to_teacher(source: Path, folder: Path, kind: str, head_channels: int) -> Non
         print(f"{section:16} {' '.join(f'{k}={v}' for k, v in found.model[section].items())}")
     print(f"attention order  {order}, heads of {head_channels} channels (not in the file: --head_channels)")
     print(f"parameters       {sum(map(math.prod, expected.values())):,}")
+    params = {name: jnp.asarray(params.pop(name)) for name in expected}  # those are saved without another copy
     export_params(folder, unflatten_dict(params, sep="/"), {"stage": "teacher", "step": 0, "model": found.model})
     print(f"wrote            {folder}: use it by config.teacher.checkpoint")
 

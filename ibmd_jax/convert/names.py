@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ibmd_jax.convert.torch_file import release
 from ibmd_jax.core.errors import UserError
 
 LAYERS = {
@@ -63,7 +64,7 @@ def to_ours(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def convert(state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """A state_dict under our names, checked: every expected parameter once, of its shape, and finite.
 
-    Args: expected: our names and shapes. Returns: name -> float32 view or copy, in the order of `expected`.
+    Args: expected: our names and shapes. Returns: name -> float32 copy, in the order of `expected`.
     Raises: UserError with the first parameter that is missing, left over, of another shape, or not finite.
     """
     found = {our_name(name): (name, value) for name, value in state.items()}
@@ -73,15 +74,17 @@ def convert(state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, .
     for name, (theirs, _) in found.items():
         if name not in expected:
             raise UserError(f"the checkpoint's parameter {theirs!r} has no place in this network")
-    out = {}
+    views = {name: to_ours(name, found[name][1], shape) for name, shape in expected.items()}
     for name, shape in expected.items():
-        theirs, value = found[name]
-        ours = to_ours(name, value, shape)
-        if ours.shape != shape:
+        if views[name].shape != shape:
+            theirs, value = found[name]
             raise UserError(f"parameter {theirs!r}: the checkpoint's is {value.shape}, this network's {name} {shape}")
-        if not np.isfinite(ours).all():
-            raise UserError(f"parameter {theirs!r} holds values that are not finite")
-        out[name] = ours.astype(np.float32, copy=False)
+    out = {}
+    for name, view in views.items():
+        out[name] = np.array(view, np.float32, order="C")
+        release(found[name][1])  # so that a mapped file takes no memory beside its copy
+        if not np.isfinite(out[name]).all():
+            raise UserError(f"parameter {found[name][0]!r} holds values that are not finite")
     return out
 
 

@@ -9,6 +9,7 @@ import argparse
 import collections
 import contextlib
 import io
+import mmap
 import pathlib
 import pickle
 import struct
@@ -56,6 +57,15 @@ def _rebuild_tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *
         )
     width = storage.array.itemsize
     return np.lib.stride_tricks.as_strided(storage.array[offset:], size, [s * width for s in stride], writeable=False)
+
+
+def release(array: np.ndarray) -> None:
+    """Gives the memory of a tensor's file back; it is read again if it is needed again."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _rebuild_parameter(data: np.ndarray, *_: Any) -> np.ndarray:

@@ -204,6 +204,7 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         mesh=job.mesh,
         identity=identity,
         schedule=job.schedule,
+        model={section: job.config[section] for section in ("network", "bridge", "parametrisation")},
         picture=picture,
     )
 

@@ -90,6 +90,7 @@ def fit(
     mesh: Mesh,
     identity: dict[str, Any],
     schedule: Schedule,
+    model: dict[str, Any] | None = None,
     picture: Callable[[Params, str], Any] | None = None,
 ) -> Params:
     """Trains one stage to `steps`, from its newest checkpoint if there is one; returns and exports the result.
@@ -100,6 +101,7 @@ def fit(
         batches: step -> iterator over batches from that step on, each already on its devices.
         folder: gets checkpoints/, export/ and TensorBoard events.
         identity: saved with every checkpoint, and required to be equal on resume (the teacher's fingerprint).
+        model: the sections of the configuration that the exported parameters need, saved with them.
         picture: called as picture(exported parameters, label) every schedule.picture_every steps.
     Raises:
         Stopped on a signal; NotFinite; UserError for checkpoints of another network or identity.
@@ -171,7 +173,8 @@ def fit(
             params = export(state)
             if picture:
                 picture(params, f"{stage}_{steps:06d}")
-            export_params(folder / "export", params, {"identity": identity, "stage": stage, "step": steps})
+            meta = {"identity": identity, "stage": stage, "step": steps, **({"model": model} if model else {})}
+            export_params(folder / "export", params, meta)
             if received:
                 raise Stopped(stage, steps, received[0])
         return params

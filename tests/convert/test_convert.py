@@ -1,0 +1,273 @@
+"""Checkpoints through the command line, there and back; and files that are damaged, foreign or malicious."""
+
+import argparse
+import os
+import pathlib
+import pickle
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from benchmarks import torch_zip
+from ibmd_jax.convert.__main__ import main, shapes_of
+from ibmd_jax.convert.names import convert, our_name, to_torch, torch_name
+from ibmd_jax.convert.published import network_settings, recognise
+from ibmd_jax.convert.torch_file import load_pickle, load_torch
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.networks.adm import PRESETS
+from ibmd_jax.train.checkpoint import export_params, load_params, read_meta
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NETWORK = {
+    "name": "adm",
+    "out_channels": 3,
+    "channels": 32,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [2],
+    "head_channels": 16,
+    "resblock_updown": True,
+    "scale_shift": True,
+    "classes": 0,
+}
+OPTIONS = {"beta_max": 0.3, "interval": 1000, "cond_x1": False, "ot_ode": False, "wandb_api_key": "SECRET-KEY"}
+
+
+def weights(settings=NETWORK, channels=3, seed=0):
+    """Random parameters under our names."""
+    rng = np.random.default_rng(seed)
+    return {n: rng.normal(size=s).astype(np.float32) for n, s in shapes_of(settings, channels).items()}
+
+
+def i2sb_run(folder, raw, ema, **changes):
+    """latest.pt and options.pkl as I2SB writes them."""
+    folder.mkdir(exist_ok=True)
+    net = {f"diffusion_model.{k}": v for k, v in to_torch(raw).items()}
+    average = {"decay": 0.99, "num_updates": 7, "shadow_params": list(to_torch(ema).values()), "collected_params": None}
+    torch_zip.save(folder / "latest.pt", {"net": net, "ema": average, "optimizer": {"state": {}}, "sched": None})
+    options = argparse.Namespace(**{**OPTIONS, "ckpt_path": pathlib.PosixPath("results"), **changes})
+    (folder / "options.pkl").write_bytes(pickle.dumps(options))
+    return folder / "latest.pt"
+
+
+def loaded(folder):
+    shapes = read_meta(folder)["shapes"]
+    nested = {}
+    for name, shape in shapes.items():
+        *parents, leaf = name.split("/")
+        node = nested
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[leaf] = jax.ShapeDtypeStruct(shape, np.float32)
+    params, meta = load_params(folder, jax.tree.map(lambda x: np.empty(x.shape, x.dtype), nested))
+    return {k: np.asarray(v) for k, v in flatten_dict(params, sep="/").items()}, meta
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_an_i2sb_run_becomes_a_teacher_from_its_ema(tmp_path, capsys):
+    raw, ema = weights(seed=0), weights(seed=1)
+    source = i2sb_run(tmp_path / "run", raw, ema, ot_ode=True)
+    assert main([str(source), "--to", str(tmp_path / "teacher"), "--head_channels", "16"]) == 0
+    printed = capsys.readouterr().out
+    assert "EMA of decay 0.99 after 7 updates" in printed
+    assert "SECRET" not in printed
+    params, meta = loaded(tmp_path / "teacher")
+    same(params, ema)
+    assert meta["model"]["bridge"] == {"name": "i2sb_table", "beta_max": 0.3, "steps": 1000, "ot_ode": True}
+    assert meta["model"]["network"] == {**NETWORK, "legacy_attention": True, "conditional": False}
+    assert main([str(tmp_path / "run"), "--to", str(tmp_path / "again"), "--head_channels", "16"]) == 0
+
+
+def test_the_stored_ddbm_checkpoint_becomes_a_teacher(tmp_path, capsys):
+    """Written by torch.save, as views into two flat storages."""
+    state = load_torch(GOLDEN / "ddbm_tiny.pt")
+    assert len({id(v.base.base) if v.base.base is not None else id(v.base) for v in state.values()}) <= len(state)
+    assert main([str(GOLDEN / "ddbm_tiny.pt"), "--to", str(tmp_path / "t"), "--head_channels", "16"]) == 0
+    assert "attention order  [q, k, v][head]" in capsys.readouterr().out
+    params, meta = loaded(tmp_path / "t")
+    assert {our_name(k) for k in state} == params.keys()
+    np.testing.assert_array_equal(params["middle_block_1/qkv/kernel"].T, state["middle_block.1.qkv.weight"][..., 0, 0])
+    first = state["input_blocks.0.0.weight"]
+    np.testing.assert_array_equal(params["input_blocks_0_0/kernel"], first.transpose(2, 3, 1, 0))
+    assert meta["model"]["parametrisation"] == {"name": "ddbm"}
+    assert meta["model"]["network"]["conditional"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "channels", "source"),
+    [
+        ({}, 6, "ddbm"),
+        ({"classes": 7}, 6, "dbim"),
+        ({"out_channels": 6}, 3, "adm"),
+        (
+            {
+                "resblock_updown": False,
+                "scale_shift": False,
+                "multipliers": [1, 2, 3],
+                "blocks": 2,
+                "attention": [1, 4],
+            },
+            6,
+            "ddbm",
+        ),
+    ],
+)
+def test_the_network_is_read_off_a_bare_state_dict(settings, channels, source, tmp_path):
+    settings = {**NETWORK, **settings}
+    state = to_torch(weights(settings, channels))
+    assert network_settings(state, 16) == settings
+    torch_zip.save(tmp_path / "model.pt", state)
+    found = recognise(tmp_path / "model.pt", head_channels=16)
+    assert found.source == source
+    network = found.model["network"]
+    assert network["out_channels"] == 3
+    params = convert(found.state, shapes_of(network, channels))
+    expected = weights(settings, channels)
+    for name, value in params.items():
+        np.testing.assert_array_equal(value, expected[name][..., :3] if name.startswith("out_2") else expected[name])
+
+
+def test_there_and_back_is_bit_identical(tmp_path):
+    params, first, second = weights(channels=6), tmp_path / "a.safetensors", tmp_path / "teacher"
+    nested = {}
+    for name, value in params.items():
+        *parents, leaf = name.split("/")
+        node = nested
+        for part in parents:
+            node = node.setdefault(part, {})
+        node[leaf] = value
+    export_params(tmp_path / "ours", nested, {"step": 3, "model": {"network": NETWORK}})
+    assert main([str(tmp_path / "ours"), "--to", str(first)]) == 0
+    assert main([str(first), "--to", str(second), "--head_channels", "16"]) == 0
+    same(loaded(second)[0], params)
+
+
+def test_the_student_s_noise_input_becomes_input_channels():
+    params = weights()
+    params["noise_in/kernel"] = np.ones((3, 3, 2, 32), np.float32)
+    first = to_torch(params)["input_blocks.0.0.weight"]
+    assert first.shape == (32, 5, 3, 3)
+    np.testing.assert_array_equal(first[:, 3:], 1)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_names_of_all_published_networks_go_there_and_back(name):
+    settings = {"multipliers": [1, 1, 2, 2, 4, 4], **PRESETS[name], "head_channels": 64}
+    shapes = shapes_of({**NETWORK, "channels": 64, "blocks": 2, **settings}, 6)
+    theirs = {torch_name(n) for n in shapes}
+    assert len(theirs) == len(shapes)
+    assert {our_name(n) for n in theirs} == shapes.keys()
+
+
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_1x1_weights_of_two_to_four_axes(axes):
+    params, expected = weights(), shapes_of(NETWORK, 3)
+    state = to_torch(params)
+    for name in state:
+        if "qkv.weight" in name or "proj_out.weight" in name:
+            state[name] = state[name].reshape(state[name].shape[:2] + (1,) * axes)
+    same(convert(state, expected), params)
+
+
+class Payload:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("kind", ["zip", "options"])
+def test_a_malicious_pickle_is_refused_by_name_and_nothing_runs(tmp_path, kind):
+    marker = tmp_path / "owned"
+    if kind == "zip":
+        with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps({"net": Payload(marker)}))
+        with pytest.raises(UserError, match=r"x\.pt: it asks for (posix|nt)\.system, which is not read"):
+            load_torch(tmp_path / "x.pt")
+    else:
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(Payload(marker)))
+        with pytest.raises(UserError, match=r"(posix|nt)\.system"):
+            load_pickle(tmp_path / "x.pkl")
+    assert not marker.exists()
+
+
+def damaged(path, how):
+    state = to_torch(weights(channels=6))
+    first = "input_blocks.0.0.weight"
+    if how == "missing tensor":
+        del state["middle_block.0.in_layers.2.bias"]
+    if how == "extra tensor":
+        state["middle_block.7.in_layers.2.bias"] = np.ones(3, np.float32)
+    if how == "foreign tensor":
+        state["encoder.layer"] = np.ones(3, np.float32)
+    if how == "wrong shape":
+        state["middle_block.0.in_layers.2.bias"] = np.ones(3, np.float32)
+    if how == "nan":
+        state[first][0, 0, 0, 0] = np.nan
+    torch_zip.save(path, {} if how == "empty" else {"a": 1} if how == "no tensors" else state)
+    data = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(data[: len(data) // 2])
+    if how == "wrong magic":
+        path.write_bytes(b"\x80\x02" + data)
+    if how == "no file":
+        path.unlink()
+    if how == "other zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("hello", "world")
+    if how == "storage cut":
+        with zipfile.ZipFile(path) as old:
+            content = {name: old.read(name) for name in old.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, value in content.items():
+                archive.writestr(name, value[:-4] if name == "archive/data/0" else value)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing tensor", "lacks the parameter 'middle_block_0/conv_in/bias'"),
+        ("extra tensor", "'middle_block.7.in_layers.2.bias' has no place"),
+        ("foreign tensor", "'encoder.layer' belongs to no ADM UNet"),
+        ("wrong shape", "'middle_block.0.in_layers.2.bias': the checkpoint's is (3,), this network's"),
+        ("nan", "'input_blocks.0.0.weight' holds values that are not finite"),
+        ("empty", "holds no parameters"),
+        ("no tensors", "holds no parameters"),
+        ("truncated", "cannot read"),
+        ("wrong magic", "it is not a zip"),
+        ("no file", "there is no file"),
+        ("other zip", "it has no data.pkl"),
+        ("storage cut", "bytes instead of"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_error_and_nothing_is_written(tmp_path, capsys, how, message):
+    damaged(tmp_path / "model.pt", how)
+    assert main([str(tmp_path / "model.pt"), "--to", str(tmp_path / "out"), "--head_channels", "16"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_i2sb_without_its_options_and_with_another_ema(tmp_path, capsys):
+    source = i2sb_run(tmp_path / "run", weights(), weights())
+    (tmp_path / "run" / "options.pkl").unlink()
+    assert main([str(source), "--to", str(tmp_path / "out")]) == 2
+    assert "options.pkl: I2SB writes it beside latest.pt" in capsys.readouterr().err
+    other = weights({**NETWORK, "multipliers": [1, 1]})
+    source = i2sb_run(tmp_path / "run", weights(), other)
+    assert main([str(source), "--to", str(tmp_path / "out")]) == 2
+    assert "its EMA has" in capsys.readouterr().err or "in the EMA" in capsys.readouterr().err
+    (tmp_path / "there").mkdir()
+    assert main([str(source), "--to", str(tmp_path / "there")]) == 2
+    assert "exists: choose another folder" in capsys.readouterr().err
