@@ -11,6 +11,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+    """Files beside this one, which start processes and take longest, go first: no worker is left with one at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "tests")
+
+
 @pytest.fixture
 def lenient():
     """Ordinary promotion of dtypes, for tests that run optax.adam: it raises a float to an integer power."""

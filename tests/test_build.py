@@ -1,14 +1,19 @@
 """Configurations of other bridges, parametrisations and samplers than the default ones."""
 
+import functools
 import importlib.util
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from ibmd_jax.bridges import DDBMVP, OtOde
 from ibmd_jax.build import _bridge, build
+from ibmd_jax.convert.__main__ import main as convert
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.train.job import load_teacher
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,6 +41,24 @@ def test_rows_are_labelled_with_the_evaluations_that_a_sampler_makes():
     assert build(config).teacher_steps == {1: 1, 9: 5, 99: 50}
     config.evaluate.sampler = {"name": "heun", "churn": 0.0}
     assert build(config).teacher_steps == {1: 1, 9: 5, 99: 50}
+
+
+def test_a_converted_teacher_brings_its_network_bridge_and_parametrisation(tmp_path):
+    golden = ROOT / "tests" / "golden" / "ddbm_tiny.pt"
+    assert convert([str(golden), "--to", str(tmp_path / "teacher"), "--head_channels", "16"]) == 0
+    config = quicktest()
+    config.teacher.checkpoint = str(tmp_path / "teacher")
+    job = build(config)
+    assert job.config["network"]["name"] == "adm"
+    assert job.config["bridge"]["name"] == "ddbm_vp"
+    assert job.config["parametrisation"] == {"name": "ddbm"}
+    params, _ = load_teacher(job, tmp_path)
+    x_T = job.test.x_T[:1]
+    x_0 = jax.jit(functools.partial(job.teacher.sample, steps=1))(
+        params, jax.random.key(0), job.test._replace(x_T=x_T, x_0=None, mask=job.test.mask[:1])
+    )
+    assert x_0.shape == x_T.shape
+    assert bool(jnp.isfinite(x_0).all())
 
 
 def test_ot_ode_makes_a_bridge_deterministic():

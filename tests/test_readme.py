@@ -30,9 +30,10 @@ def test_the_set_up_commands_are_the_ones_that_ci_runs():
 @pytest.mark.timeout(600)
 def test_the_commands_run_in_order_from_an_empty_folder(environment, tmp_path):
     """The main command runs in its quick variant here; the full one is timed in benchmarks/results."""
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
-    ours = [c for c in COMMANDS if c.startswith("python -m ibmd_jax.main")]
-    assert [("--mode" in c, "--help" in c) for c in ours] == [(False, False), (True, False), (False, True)]
+    for name in ("configs", "tests"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    ours = [c for c in COMMANDS if c.startswith("python -m ibmd_jax")]
+    assert [c.split()[2].removeprefix("ibmd_jax.") for c in ours] == ["main", "main", "main", "convert"]
     for command in ours:
         args = [sys.executable, *command.split()[1:]]
         done = subprocess.run(args, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
@@ -40,6 +41,7 @@ def test_the_commands_run_in_order_from_an_empty_folder(environment, tmp_path):
     run = tmp_path / "runs" / "inpaint-quicktest"
     assert (run / "report.json").exists()
     assert len(list((run / "samples").iterdir())) == 64
+    assert (tmp_path / "teachers" / "tiny").is_dir()
 
 
 def test_links_lead_somewhere():

@@ -38,19 +38,23 @@ def shapes_of(network: dict[str, Any], channels: int) -> dict[str, tuple[int, ..
     return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def to_teacher(source: Path, folder: Path, kind: str, head_channels: int) -> None:
+def to_teacher(source: Path, folder: Path, kind: str, head_channels: int, attention: str = "") -> None:
     """A PyTorch checkpoint into a teacher's folder. Raises: UserError, with nothing written."""
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder, or remove it")
     found = recognise(source, kind, head_channels)
     network = found.model["network"]
+    if attention:
+        network["legacy_attention"] = attention == "legacy"
     expected = shapes_of(network, found.state["input_blocks.0.0.weight"].shape[1])
     params = convert(found.state, expected)
-    order = "[head][q, k, v]" if network["legacy_attention"] else "[q, k, v][head]"
+    order = "legacy, [head][q, k, v]" if network["legacy_attention"] else "new, [q, k, v][head]"
     print(f"source           {found.source}: {', '.join([source.name, *found.notes])}")
     for section in ("network", "bridge", "parametrisation"):
         print(f"{section:16} {' '.join(f'{k}={v}' for k, v in found.model[section].items())}")
-    print(f"attention order  {order}, heads of {head_channels} channels (not in the file: --head_channels)")
+    print(
+        f"attention order  {order}; heads of {head_channels} channels (not in the file: --attention, --head_channels)"
+    )
     print(f"parameters       {sum(map(math.prod, expected.values())):,}")
     params = {name: jnp.asarray(params.pop(name)) for name in expected}  # those are saved without another copy
     export_params(folder, unflatten_dict(params, sep="/"), {"stage": "teacher", "step": 0, "model": found.model})
@@ -81,12 +85,15 @@ def main(argv: list[str] | None = None) -> int:
         "--source", dest="kind", choices=sorted(PROCESSES), default="", help="who wrote a bare state_dict"
     )
     parser.add_argument("--head_channels", type=int, default=64, help="width of the attention heads (default 64)")
+    parser.add_argument(
+        "--attention", choices=["legacy", "new"], default="", help="channel order of qkv, if not the usual"
+    )
     args = parser.parse_args(argv)
     try:
         if args.to.suffix == ".safetensors":
             to_pytorch(args.source, args.to)
         else:
-            to_teacher(args.source, args.to, args.kind, args.head_channels)
+            to_teacher(args.source, args.to, args.kind, args.head_channels, args.attention)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -84,7 +84,9 @@ def test_an_i2sb_run_becomes_a_teacher_from_its_ema(tmp_path, capsys):
     same(params, ema)
     assert meta["model"]["bridge"] == {"name": "i2sb_table", "beta_max": 0.3, "steps": 1000, "ot_ode": True}
     assert meta["model"]["network"] == {**NETWORK, "legacy_attention": True, "conditional": False}
-    assert main([str(tmp_path / "run"), "--to", str(tmp_path / "again"), "--head_channels", "16"]) == 0
+    more = ["--head_channels", "16", "--attention", "new"]
+    assert main([str(tmp_path / "run"), "--to", str(tmp_path / "again"), *more]) == 0
+    assert not read_meta(tmp_path / "again")["model"]["network"]["legacy_attention"]
 
 
 def test_the_stored_ddbm_checkpoint_becomes_a_teacher(tmp_path, capsys):
@@ -92,7 +94,7 @@ def test_the_stored_ddbm_checkpoint_becomes_a_teacher(tmp_path, capsys):
     state = load_torch(GOLDEN / "ddbm_tiny.pt")
     assert len({id(v.base.base) if v.base.base is not None else id(v.base) for v in state.values()}) <= len(state)
     assert main([str(GOLDEN / "ddbm_tiny.pt"), "--to", str(tmp_path / "t"), "--head_channels", "16"]) == 0
-    assert "attention order  [q, k, v][head]" in capsys.readouterr().out
+    assert "attention order  new, [q, k, v][head]" in capsys.readouterr().out
     params, meta = loaded(tmp_path / "t")
     assert {our_name(k) for k in state} == params.keys()
     np.testing.assert_array_equal(params["middle_block_1/qkv/kernel"].T, state["middle_block.1.qkv.weight"][..., 0, 0])

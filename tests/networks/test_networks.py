@@ -18,7 +18,7 @@ from ibmd_jax.networks.generator import with_noise_input
 from ibmd_jax.networks.unet import UNet
 
 SMALL = {
-    "adm": {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (2,), "head_channels": 8, "groups": 4},
+    "adm": {"channels": 8, "multipliers": (1,), "blocks": 1, "attention": (1,), "head_channels": 8, "groups": 4},
     "dit": {"channels": 16, "depth": 2, "heads": 2},
     "mlp": {"out_channels": 3, "width": 16},
     "unet": {"channels": (8, 16), "attention": (1,), "head_channels": 8, "groups": 4},
