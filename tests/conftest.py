@@ -12,7 +12,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):
-    """Files beside this one, which start processes and take longest, go first: no worker is left with one at the end."""
+    """The files beside this one, which take longest, go first, so that no worker is left with one at the end."""
     items.sort(key=lambda item: item.path.parent.name != "tests")
 
 
