@@ -15,7 +15,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -35,6 +35,12 @@ STORAGES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+
+
+class _Kind(NamedTuple):
+    """What a storage's name stands for; a pickle cannot change it."""
+
+    dtype: np.dtype
 
 
 class Storage:
@@ -84,7 +90,7 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("argparse", "Namespace"): argparse.Namespace,
     **{("pathlib", name): _path for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")},
-    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+    **{("torch", name): _Kind(dtype) for name, dtype in STORAGES.items()},
 }
 
 
@@ -102,10 +108,10 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Storage:
         if self.storages is None or not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
             raise pickle.UnpicklingError("it refers to something that is not a storage")
-        _, dtype, key, _, count = pid
-        if not isinstance(dtype, np.dtype) or not isinstance(count, int):
+        _, kind, key, _, count = pid
+        if not isinstance(kind, _Kind) or not isinstance(count, int):
             raise pickle.UnpicklingError(f"its storage {key!r} is of an unknown type")
-        return self.storages.get(str(key), dtype, count)
+        return self.storages.get(str(key), kind.dtype, count)
 
 
 class _Storages:
