@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ibmd_jax.bridges import BRIDGES, DDBMVP, I2SB, Brownian, Flow, I2SBTable, OtOde, diffusion
+from ibmd_jax.bridges import BRIDGES, DDBMVE, DDBMVP, I2SB, Brownian, Flow, I2SBTable, OtOde, diffusion
 from ibmd_jax.bridges.times import TIME_GRIDS, karras_grid, uniform_grid
 from ibmd_jax.samplers import (
     SAMPLERS,
@@ -196,6 +196,18 @@ def test_dbim_of_a_diffusion_is_ddim():
     x = dbim(lambda x, t, x_T, cond: TRUTH, bridge, KEY, X_T, jnp.stack([s, t]))
     eps = (X_T - bridge.alpha(s) * TRUTH) / bridge.sigma(s)
     np.testing.assert_allclose(x, bridge.alpha(t) * TRUTH + bridge.sigma(t) * eps, atol=1e-5)
+
+
+def test_the_two_conventions_of_guidance_agree_at_1():
+    with jax.enable_x64(True):
+        bridge, x_T = DDBMVE(3.0), jax.random.normal(KEY, (4, 2))
+        times = jnp.linspace(2.7, 0.1, 6)
+        plain, other = (
+            heun(lambda x, t, x_T, cond: jnp.tanh(x), bridge, KEY, x_T, times, guidance=w, guide_score=True)
+            for w in (1.0, 0.5)
+        )
+        np.testing.assert_allclose(plain, heun(lambda x, t, x_T, cond: jnp.tanh(x), bridge, KEY, x_T, times), atol=1e-9)
+        assert jnp.abs(plain - other).max() > 1e-3
 
 
 def test_a_flow_takes_euler_steps():
