@@ -1,6 +1,6 @@
 """Memory and time of converting a full-size checkpoint of random weights, in the format of the original.
 
-    python -m benchmarks.convert --folder /tmp/full --preset i2sb-256
+    python -m benchmarks.convert --folder runs/full --preset i2sb-256
 
 Writes a state_dict of the preset's network (2.2 GB for those of 256 pixels) as torch.save would, converts it in a
 process of its own, and writes benchmarks/results/convert.json.

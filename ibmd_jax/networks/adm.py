@@ -23,7 +23,7 @@ class ADM(nn.Module):
     heads, head_channels: number or width of the heads; head_channels 0 leaves it to heads.
     legacy_attention: the channel order of qkv, see AttentionBlock. A checkpoint of the other order loads, and is wrong.
     resblock_updown: resampling by residual blocks; otherwise by a strided convolution, or nearest neighbour and one.
-    classes: number of labels in cond [B] int32; 0 for none. dropout: see ResBlock.
+    classes: number of labels in cond [B] int32; 0 for none.
     dtype: "float32" or "bfloat16", of convolutions and attention; norms, softmax and embeddings are in float32.
     remat: recomputes each block's activations in the backward pass.
     """
@@ -39,7 +39,6 @@ class ADM(nn.Module):
     resblock_updown: bool = True
     scale_shift: bool = True
     classes: int = 0
-    dropout: float = 0.0
     groups: int = 32
     dtype: str = "float32"
     remat: bool = False
@@ -51,7 +50,7 @@ class ADM(nn.Module):
         res_block, attention_block = (nn.remat(b) if self.remat else b for b in (ResBlock, AttentionBlock))
 
         def res(h: Array, width: float, name: str, resample: str | None = None) -> Array:
-            block = res_block(int(width), self.groups, resample, self.scale_shift, self.dropout, dtype, name=name)
+            block = res_block(int(width), self.groups, resample, self.scale_shift, dtype, name=name)
             return block(h, emb)
 
         def attend(h: Array, name: str) -> Array:
@@ -122,8 +121,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "blocks": 3,
         "attention": (2, 4, 8),
         "legacy_attention": False,
-        "dropout": 0.1,
     },
-    "ddbm-diode-256": {"legacy_attention": False, "dropout": 0.1},
+    "ddbm-diode-256": {"legacy_attention": False},
     "dbim-imagenet-256": {"classes": 1000},
 }

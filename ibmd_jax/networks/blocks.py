@@ -68,14 +68,13 @@ class ResBlock(nn.Module):
 
     features: output channels. groups: of every GroupNorm. resample: "up", "down" or None.
     scale_shift: the embedding scales and shifts after the second norm; otherwise it is added before it.
-    dropout: rate, in effect where apply gets a "dropout" key. dtype: of convolutions; norms are in float32.
+    dtype: of convolutions; norms are in float32.
     """
 
     features: int
     groups: int = 32
     resample: str | None = None
     scale_shift: bool = True
-    dropout: float = 0.0
     dtype: Any = None
 
     @nn.compact
@@ -90,10 +89,7 @@ class ResBlock(nn.Module):
             h = normalise(self.groups, "norm_out", h) * (1 + scale) + shift
         else:
             h = normalise(self.groups, "norm_out", h + emb)
-        h = nn.silu(h)
-        if self.dropout and self.has_rng("dropout"):
-            h = nn.Dropout(self.dropout, deterministic=False)(h)
-        h = conv(self.features, 3, "conv_out", zero=True, dtype=self.dtype)(h)
+        h = conv(self.features, 3, "conv_out", zero=True, dtype=self.dtype)(nn.silu(h))
         x = resample(x)
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, "skip", dtype=self.dtype)(x)
