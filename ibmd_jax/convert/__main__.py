@@ -56,7 +56,6 @@ def to_teacher(source: Path, folder: Path, kind: str, head_channels: int, attent
         f"attention order  {order}; heads of {head_channels} channels (not in the file: --attention, --head_channels)"
     )
     print(f"parameters       {sum(map(math.prod, expected.values())):,}")
-    params = {name: jnp.asarray(params.pop(name)) for name in expected}  # those are saved without another copy
     export_params(folder, unflatten_dict(params, sep="/"), {"stage": "teacher", "step": 0, "model": found.model})
     print(f"wrote            {folder}: use it by config.teacher.checkpoint")
 

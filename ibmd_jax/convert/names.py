@@ -13,10 +13,12 @@ with b = input_blocks.4.1 <-> input_blocks_4_1, and so on
 import re
 from collections.abc import Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from ibmd_jax.convert.torch_file import release
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Array
 
 LAYERS = {
     "in_layers.0": "/norm_in",
@@ -61,7 +63,7 @@ def to_ours(name: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return value
 
 
-def convert(state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def convert(state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:
     """A state_dict under our names, checked: every expected parameter once, of its shape, and finite.
 
     Args: expected: our names and shapes. Returns: name -> float32 copy, in the order of `expected`.
@@ -81,10 +83,10 @@ def convert(state: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, .
             raise UserError(f"parameter {theirs!r}: the checkpoint's is {value.shape}, this network's {name} {shape}")
     out = {}
     for name, view in views.items():
-        out[name] = np.array(view, np.float32, order="C")
-        release(found[name][1])  # so that a mapped file takes no memory beside its copy
-        if not np.isfinite(out[name]).all():
+        if not np.isfinite(view).all():
             raise UserError(f"parameter {found[name][0]!r} holds values that are not finite")
+        out[name] = jnp.asarray(view, jnp.float32)
+        release(found[name][1])  # so that a mapped file takes no memory beside its copy
     return out
 
 

@@ -48,23 +48,21 @@ def ema_update(average: Params, params: Params, step: Array, decay: float) -> Pa
 def fingerprint(tree: Params) -> list[int]:
     """One 32-bit checksum a leaf, from the bits of its values and their positions.
 
-    Computed on the devices that hold the leaf, so it needs no copy of a sharded array on the host. Two equal
-    trees have equal fingerprints on any number of devices; a flipped bit or two swapped values change them.
+    Computed on the devices that hold the leaf, so it needs no copy of a sharded array on the host, and leaf by leaf,
+    since XLA:CPU keeps the products before it sums them. Two equal trees have equal fingerprints on any number of
+    devices; a flipped bit or two swapped values change them.
     """
-    return [int(v) for v in jax.device_get(_fingerprint(tree))]
+    return [int(v) for v in jax.device_get([_checksum(x) for x in jax.tree.leaves(tree)])]
 
 
 @jax.jit
-def _fingerprint(tree: Params) -> list[Array]:
-    def leaf(x: Array) -> Array:
-        x = jnp.asarray(x).reshape(-1)
-        if x.dtype == jnp.bool_ or x.dtype.itemsize > 4:
-            x = x.astype(jnp.uint32)
-        bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-        position = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1  # odd: any single change shows modulo 2^32
-        return (bits * position).sum(dtype=jnp.uint32)
-
-    return [leaf(x) for x in jax.tree.leaves(tree)]
+def _checksum(x: Array) -> Array:
+    x = jnp.asarray(x).reshape(-1)
+    if x.dtype == jnp.bool_ or x.dtype.itemsize > 4:
+        x = x.astype(jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
+    position = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1  # odd: any single change shows modulo 2^32
+    return (bits * position).sum(dtype=jnp.uint32)
 
 
 def to_uint8(x: Array | np.ndarray) -> np.ndarray:

@@ -114,8 +114,12 @@ class Checkpoints:
 
 def export_params(folder: Path, params: Params, extra: Meta) -> None:
     """Writes parameters and their metadata to `folder`, atomically; replaces what is there."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        args = ocp.args.Composite(tree=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(_describe(params, extra)))
+    largest = max(x.nbytes for x in jax.tree.leaves(params))
+    # One leaf at a time and uncompressed (weights hardly shrink): an export takes little memory beside its parameters.
+    tree = ocp.PyTreeCheckpointHandler(save_concurrent_gb=(largest + 2**20) / 1e9, use_compression=False)
+    handler = ocp.CompositeCheckpointHandler(tree=tree, meta=ocp.JsonCheckpointHandler())
+    with ocp.Checkpointer(handler) as checkpointer:
+        args = ocp.args.Composite(tree=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(_describe(params, extra)))
         checkpointer.save(folder.absolute(), args=args, force=True)
 
 
