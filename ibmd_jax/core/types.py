@@ -39,7 +39,8 @@ class Network(NamedTuple):
 
     init(key, x, t, cond, z) -> params: x [B, H, W, C_in] and t [B] only give shapes; a non-None z
         [B, H, W, C_z] adds noise-input weights, zero at the start.
-    apply(params, x, t, cond, z) -> [B, H, W, C_out].
+    apply(params, x, t, cond, z) -> [B, H, W, C_out]. A network with dropout takes a key after them, and drops
+        nothing without one.
     """
 
     init: Callable[..., Params]
@@ -47,7 +48,10 @@ class Network(NamedTuple):
 
 
 class Denoise(Protocol):
-    """x_0 estimate of the image from x_t: the only view that methods and samplers have of a network."""
+    """x_0 estimate of the image from x_t: the only view that methods and samplers have of a network.
+
+    key is for dropout, and only given in bridge matching with `dropout`.
+    """
 
     def __call__(
         self,
@@ -57,4 +61,5 @@ class Denoise(Protocol):
         x_T: Array | None = None,
         cond: Any = None,
         z: Array | None = None,
+        key: Key | None = None,
     ) -> Array: ...

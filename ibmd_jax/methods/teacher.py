@@ -38,6 +38,26 @@ class Info(NamedTuple):
     grad_norm: Array
 
 
+def denoising_error(
+    denoise: Denoise,
+    bridge: Bridge,
+    params: Params,
+    x_t: Array,
+    t: Array,
+    x_0: Array,
+    batch: Batch,
+    weight: WeightFn = one,
+    dropout: Key | None = None,
+) -> Array:
+    """lambda(t) || x_0_phi(x_t, t [, x_T]) - x_0 ||^2 of every example, [B], inside the mask where there is one.
+
+    batch.x_0 is not read. dropout: the key with which the network drops activations; None: it drops none.
+    """
+    drop = {} if dropout is None else {"key": dropout}
+    found = denoise(params, x_t, t, batch.x_T, batch.cond, **drop)
+    return weight(bridge, t) * squared_error(found, x_0, batch.mask)
+
+
 def bridge_matching_loss(
     denoise: Denoise,
     bridge: Bridge,
@@ -46,10 +66,15 @@ def bridge_matching_loss(
     t: Array,
     key: Key,
     weight: WeightFn = one,
+    dropout: bool = False,
 ) -> Array:
-    """Equation (1) for every example, [B], inside the mask where there is one. batch.x_0 is required; t is [B]."""
+    """Equation (1) for every example, [B], inside the mask where there is one. batch.x_0 is required; t is [B].
+
+    dropout: whether the network drops activations, with a stream of `key`.
+    """
     x_t = bridge.sample(key, batch.x_0, batch.x_T, t)
-    return weight(bridge, t) * squared_error(denoise(params, x_t, t, batch.x_T, batch.cond), batch.x_0, batch.mask)
+    drop = stream(key, "dropout") if dropout else None
+    return denoising_error(denoise, bridge, params, x_t, t, batch.x_0, batch, weight, drop)
 
 
 def teacher(
@@ -63,10 +88,13 @@ def teacher(
     time_sampler: Callable[..., Array] = uniform,
     sampler: Callable[..., Array] = ancestral,
     time_grid: Callable[..., Array] = uniform_grid,
+    dropout: bool = False,
 ) -> Method:
     """Bridge matching as a Method; it has no frozen parameters; its `sample` also takes the number of steps.
 
-    Args: sampler, time_grid: how `sample` restores; a function of samplers/ and one of bridges/times.py.
+    Args:
+        sampler, time_grid: how `sample` restores; a function of samplers/ and one of bridges/times.py.
+        dropout: whether `denoise` is to drop activations in training.
     """
 
     def init(start: Params) -> State:
@@ -78,7 +106,7 @@ def teacher(
         t = time_sampler(stream(key, "t"), batch.x_T.shape[0], t_min, bridge.T)
 
         def loss_fn(params: Params) -> Array:
-            return bridge_matching_loss(denoise, bridge, params, batch, t, stream(key, "x_t"), weight).mean()
+            return bridge_matching_loss(denoise, bridge, params, batch, t, stream(key, "x_t"), weight, dropout).mean()
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)

@@ -11,13 +11,16 @@ from ibmd_jax.core.types import Array, Key, Network, Params
 
 
 def from_linen(module: nn.Module) -> Network:
-    """A Linen module called as module(x, t, cond, z)."""
+    """A Linen module called as module(x, t, cond, z), with a stream "dropout" of random numbers where there is a key."""
 
     def init(key: Key, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Params:
         return module.init(key, x, t, cond, z)["params"]
 
-    def apply(params: Params, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
-        return module.apply({"params": params}, x, t, cond, z)
+    def apply(
+        params: Params, x: Array, t: Array, cond: Any = None, z: Array | None = None, key: Key | None = None
+    ) -> Array:
+        rngs = None if key is None else {"dropout": key}
+        return module.apply({"params": params}, x, t, cond, z, rngs=rngs)
 
     return Network(init, apply)
 

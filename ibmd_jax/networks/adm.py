@@ -25,6 +25,7 @@ class ADM(nn.Module):
     resblock_updown: resampling by residual blocks; otherwise by a strided convolution, or nearest neighbour and one.
     classes: number of labels in cond [B] int32; 0 for none.
     dtype: "float32" or "bfloat16", of convolutions and attention; norms, softmax and embeddings are in float32.
+    dropout: its rate in the residual blocks, wherever the caller gives a key: in bridge matching.
     remat: recomputes each block's activations in the backward pass.
     """
 
@@ -41,6 +42,7 @@ class ADM(nn.Module):
     classes: int = 0
     groups: int = 32
     dtype: str = "float32"
+    dropout: float = 0.0
     remat: bool = False
 
     @nn.compact
@@ -50,7 +52,7 @@ class ADM(nn.Module):
         res_block, attention_block = (nn.remat(b) if self.remat else b for b in (ResBlock, AttentionBlock))
 
         def res(h: Array, width: float, name: str, resample: str | None = None) -> Array:
-            block = res_block(int(width), self.groups, resample, self.scale_shift, dtype, name=name)
+            block = res_block(int(width), self.groups, resample, self.scale_shift, dtype, self.dropout, name=name)
             return block(h, emb)
 
         def attend(h: Array, name: str) -> Array:
@@ -121,7 +123,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "blocks": 3,
         "attention": (2, 4, 8),
         "legacy_attention": False,
+        "dropout": 0.1,
     },
-    "ddbm-diode-256": {"legacy_attention": False},
+    "ddbm-diode-256": {"legacy_attention": False, "dropout": 0.1},
     "dbim-imagenet-256": {"classes": 1000},
 }

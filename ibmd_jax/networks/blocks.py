@@ -68,7 +68,8 @@ class ResBlock(nn.Module):
 
     features: output channels. groups: of every GroupNorm. resample: "up", "down" or None.
     scale_shift: the embedding scales and shifts after the second norm; otherwise it is added before it.
-    dtype: of convolutions; norms are in float32.
+    dtype: of convolutions; norms are in float32. dropout: rate before the last convolution, where a key "dropout" is
+        given to `apply`; without one nothing is dropped.
     """
 
     features: int
@@ -76,6 +77,7 @@ class ResBlock(nn.Module):
     resample: str | None = None
     scale_shift: bool = True
     dtype: Any = None
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: Array, emb: Array) -> Array:
@@ -89,7 +91,8 @@ class ResBlock(nn.Module):
             h = normalise(self.groups, "norm_out", h) * (1 + scale) + shift
         else:
             h = normalise(self.groups, "norm_out", h + emb)
-        h = conv(self.features, 3, "conv_out", zero=True, dtype=self.dtype)(nn.silu(h))
+        h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.silu(h))
+        h = conv(self.features, 3, "conv_out", zero=True, dtype=self.dtype)(h)
         x = resample(x)
         if x.shape[-1] != self.features:
             x = conv(self.features, 1, "skip", dtype=self.dtype)(x)

@@ -78,8 +78,9 @@ def estimated_loss(theta, phi, teacher, coupling, key, bridge=BRIDGE, weight=lam
     denoise, d = gaussian.make_denoise(bridge, coupling.S), len(coupling.S)
     batch = Batch(gaussian.draw_x_T(coupling, jax.random.fold_in(key, 0), n))
     t = jax.random.uniform(jax.random.fold_in(key, 1), (n,), minval=T_MIN, maxval=1.0)
-    x_0 = generate(denoise, bridge, theta, batch, jax.random.fold_in(key, 2), d)
-    good, bad = student_terms(denoise, bridge, teacher, phi, x_0, batch, t, jax.random.fold_in(key, 3), weight)
+    x_0 = generate(denoise, theta, batch.x_T, bridge.T, batch, jax.random.fold_in(key, 2), d)
+    x_t = bridge.sample(jax.random.fold_in(key, 3), x_0, batch.x_T, t)
+    good, bad = student_terms(denoise, bridge, teacher, phi, x_0, x_t, t, batch, weight)
     assert good.shape == bad.shape == (n,)
     return (good - bad).mean()
 
@@ -175,7 +176,7 @@ def test_the_auxiliary_makes_L_updates_on_fresh_batches():
     for i in range(L):
         k = step_key(jax.random.key(0), "auxiliary", i)
         part = Batch(batches.x_T[i])
-        data = part._replace(x_0=generate(denoise, BRIDGE, before.student, part, stream(k, "z"), 2))
+        data = part._replace(x_0=generate(denoise, before.student, part.x_T, 1.0, part, stream(k, "z"), 2))
         t = uniform(stream(k, "t"), 64, T_MIN, 1.0)
         loss, grad = jax.value_and_grad(
             lambda p, data=data, t=t, k=k: bridge_matching_loss(denoise, BRIDGE, p, data, t, stream(k, "x_t")).mean()
@@ -217,10 +218,11 @@ def test_the_loss_counts_the_mask_only():
         return params * x_t + 5.0
 
     batch = Batch(x_T, mask=mask)
-    x_0 = generate(denoise, BRIDGE, jnp.float32(0), batch, jax.random.key(1))
+    x_0 = generate(denoise, jnp.float32(0), batch.x_T, 1.0, batch, jax.random.key(1))
     np.testing.assert_array_equal(x_0, jnp.where(mask, 5.0, x_T))
     t = jnp.full((4,), 0.5)
-    good, bad = student_terms(denoise, BRIDGE, jnp.float32(0), jnp.float32(1), x_0, batch, t, jax.random.key(2))
+    x_t = BRIDGE.sample(jax.random.key(2), x_0, x_T, t)
+    good, bad = student_terms(denoise, BRIDGE, jnp.float32(0), jnp.float32(1), x_0, x_t, t, batch)
     np.testing.assert_array_equal(good, 0)  # the hole is predicted exactly; what is wrong elsewhere does not count
     assert (bad > 0).all()
 
@@ -233,7 +235,8 @@ def test_the_generator_is_the_denoiser_at_T(bridge):
         seen.append((t, z.shape))
         return x_t
 
-    generate(denoise, bridge, None, Batch(jnp.zeros((3, 4, 4, 1))), jax.random.key(0), 2)
+    m = ibmd(denoise, bridge, optax.sgd(0.1), optax.sgd(0.1), noise_channels=2)
+    m.sample(None, jax.random.key(0), Batch(jnp.zeros((3, 4, 4, 1))))
     assert seen == [(bridge.T, (3, 4, 4, 2))]
 
 
@@ -253,3 +256,63 @@ def test_the_auxiliary_loop_is_unrolled_on_cpu_only(monkeypatch, backend, unroll
     m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=3, noise_channels=1)
     one_step(m, coupling)
     assert seen == [unroll]
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("multistep", ["marginal", "posterior"])
+def test_a_student_of_two_steps_reaches_the_exact_solution(multistep):
+    """1-D, the first step being right already: a linear auxiliary sees moments over all n only, not each n's own.
+
+    Teacher and auxiliary are tables of K(t) in x_0_hat = K(t) x_t.
+    """
+    coupling, steps, S = gaussian.ONE_D, 1500, jnp.asarray(gaussian.ONE_D.S)
+    nodes = jnp.linspace(0, 1, 33)
+
+    def slopes(params):
+        return {"K": jax.vmap(lambda t: gaussian.gain(BRIDGE, params, S, t)[0][0, 0])(nodes)}
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        if z is None:
+            return jnp.interp(t, nodes, params["K"])[:, None] * x_t
+        first = jnp.broadcast_to(t, x_t.shape[:1])[:, None] > 0.75
+        M, R = (jnp.where(first, coupling.params[name], params[name]) for name in ("M", "R"))
+        return M * x_t + R * z
+
+    m = ibmd(
+        denoise,
+        BRIDGE,
+        optax.adam(optax.cosine_decay_schedule(2e-2, steps), b1=0.5),
+        optax.adam(optax.cosine_decay_schedule(5e-2, 3 * steps, alpha=0.02), b1=0.0),
+        steps=2,
+        multistep=multistep,
+        auxiliary_updates=3,
+        noise_channels=1,
+        t_min=T_MIN,
+    )
+
+    @jax.jit
+    def train(state):
+        def body(state, i):
+            key = jax.random.fold_in(jax.random.key(0), i)
+            batch = Batch(gaussian.draw_x_T(coupling, jax.random.fold_in(key, 1), BATCH * m.batches))
+            return m.step(state, slopes(coupling.params), batch, key)
+
+        return jax.lax.scan(body, state, jnp.arange(steps))[0]
+
+    theta = m.export(train(m.init((start(coupling), slopes(start(coupling))))))
+    a, b, c = BRIDGE.coeffs(jnp.float32(0.5))
+    C, V = gaussian.moments(coupling.params, S)
+    gain, cov = gaussian.gain(BRIDGE, coupling.params, S, jnp.float32(0.5))
+    # Posterior: x_0 given x_t as it is. Marginal: what gives x_0 its covariance with x_T.
+    slope = gain if multistep == "posterior" else C / (a * S + b * C)
+    np.testing.assert_allclose(theta["M"], slope, rtol=0.03)
+    np.testing.assert_allclose(theta["R"] ** 2, V - slope**2 * cov, rtol=0.1)
+    x_T = gaussian.draw_x_T(coupling, jax.random.key(1), 100_000)
+    for n in (1, 2):
+        x_0 = m.sample(theta, jax.random.key(2), Batch(x_T), steps=n)
+        np.testing.assert_allclose(x_0.var(), V[0, 0], rtol=0.03)
+
+
+def test_another_multistep_is_refused():
+    with pytest.raises(ValueError, match="multistep = 'both'"):
+        ibmd(None, BRIDGE, None, None, steps=2, multistep="both")
