@@ -15,7 +15,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ibmd_jax.core.arrays import from_uint8
-from ibmd_jax.data.emoji import emoji, index
+from ibmd_jax.data.emoji import index, rows_of, tiles
 from ibmd_jax.metrics.features.emoji import EmojiNet
 
 
@@ -30,8 +30,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1500)
     args = parser.parse_args()
 
-    x, y = from_uint8(emoji("train")), labels("train")
-    x_test, y_test = from_uint8(emoji("test")), labels("test")
+    x, y = from_uint8(tiles("noto", 32)[rows_of("train")]), labels("train")
+    x_test, y_test = from_uint8(tiles("noto", 32)[rows_of("test")]), labels("test")
     net = EmojiNet(classes=int(y.max()) + 1)
     params = net.init(jax.random.key(0), x[:1])["params"]
     optimizer = optax.adamw(optax.warmup_cosine_decay_schedule(0, 2e-3, 100, args.steps), weight_decay=1e-2)

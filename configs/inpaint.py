@@ -15,7 +15,18 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
         {
             "name": "inpaint",
             "seed": 0,
-            "data": {"source": "emoji", "corruption": "inpaint-center", "flip": True},
+            "data": {
+                "source": "emoji",
+                "corruption": "inpaint-center",  # or {"name": ..., a setting: ...}; "none" where the source has x_T
+                "flip": True,
+                "size": 32,
+                "channels": 3,
+                "fit": "resize-crop",
+                "filter": "bilinear",
+                "filter_T": "",
+                "on_error": "raise",
+                "workers": 0,
+            },
             "bridge": {"name": "i2sb", "beta_min": 0.1, "beta_max": 1.0},
             "network": {
                 "name": "unet",
@@ -30,6 +41,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             "parametrisation": {"name": "i2sb"},
             "teacher": {
                 "checkpoint": "",  # folder of a teacher to use instead of training one
+                "start": "",  # folder of parameters to start training from
                 "steps": 2000,
                 "batch_size": 64,
                 "optimizer": {
@@ -49,6 +61,8 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             "distill": {
                 "steps": 400,
                 "batch_size": 32,
+                "student_steps": 1,
+                "multistep": "marginal",
                 "auxiliary_updates": 4,
                 "student_optimizer": {
                     "name": "adam",

@@ -1,10 +1,10 @@
 """Configurations of other bridges, parametrisations and samplers than the default ones."""
 
 import functools
-import importlib.util
 import re
 from pathlib import Path
 
+import configs
 import jax
 import jax.numpy as jnp
 import pytest
@@ -19,10 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def quicktest():
-    spec = importlib.util.spec_from_file_location("inpaint", ROOT / "configs" / "inpaint.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config("quicktest")
+    return configs.load("inpaint").get_config("quicktest")
 
 
 def test_the_settings_in_the_readme():
@@ -53,9 +50,9 @@ def test_a_converted_teacher_brings_its_network_bridge_and_parametrisation(tmp_p
     assert job.config["bridge"]["name"] == "ddbm_vp"
     assert job.config["parametrisation"] == {"name": "ddbm"}
     params, _ = load_teacher(job, tmp_path)
-    x_T = job.test.x_T[:1]
+    x_T = job.test().x_T[:1]
     x_0 = jax.jit(functools.partial(job.teacher.sample, steps=1))(
-        params, jax.random.key(0), job.test._replace(x_T=x_T, x_0=None, mask=job.test.mask[:1])
+        params, jax.random.key(0), job.test()._replace(x_T=x_T, x_0=None, mask=job.test().mask[:1])
     )
     assert x_0.shape == x_T.shape
     assert bool(jnp.isfinite(x_0).all())

@@ -38,11 +38,13 @@ def shapes_of(network: dict[str, Any], channels: int) -> dict[str, tuple[int, ..
     return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def to_teacher(source: Path, folder: Path, kind: str, head_channels: int, attention: str = "") -> None:
+def to_teacher(
+    source: Path, folder: Path, kind: str, head_channels: int, attention: str = "", x_T: bool = False
+) -> None:
     """A PyTorch checkpoint into a teacher's folder. Raises: UserError, with nothing written."""
     if folder.exists():
         raise UserError(f"{folder} exists: choose another folder, or remove it")
-    found = recognise(source, kind, head_channels)
+    found = recognise(source, kind, head_channels, x_T)
     network = found.model["network"]
     if attention:
         network["legacy_attention"] = attention == "legacy"
@@ -57,7 +59,8 @@ def to_teacher(source: Path, folder: Path, kind: str, head_channels: int, attent
     )
     print(f"parameters       {sum(map(math.prod, expected.values())):,}")
     export_params(folder, unflatten_dict(params, sep="/"), {"stage": "teacher", "step": 0, "model": found.model})
-    print(f"wrote            {folder}: use it by config.teacher.checkpoint")
+    use = "start" if found.source == "adm" else "checkpoint"
+    print(f"wrote            {folder}: use it by config.teacher.{use}")
 
 
 def to_pytorch(source: Path, file: Path) -> None:
@@ -87,12 +90,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--attention", choices=["legacy", "new"], default="", help="channel order of qkv, if not the usual"
     )
+    parser.add_argument(
+        "--x_T", action="store_true", help="add input channels for x_T to an ADM that a DDBM or DBIM is to start from"
+    )
     args = parser.parse_args(argv)
     try:
         if args.to.suffix == ".safetensors":
             to_pytorch(args.source, args.to)
         else:
-            to_teacher(args.source, args.to, args.kind, args.head_channels, args.attention)
+            to_teacher(args.source, args.to, args.kind, args.head_channels, args.attention, args.x_T)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

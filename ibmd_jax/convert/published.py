@@ -10,6 +10,8 @@ The last two follow from who wrote the file:
     six input channels, labels                          DBIM     legacy     i2sb_table of DBIM    eps, x_T
     six input channels, 1x1 weights of three axes       DBIM's copies of DDBM's: new, ddbm_vp, ddbm, x_T
     three input channels                                ADM      legacy     diffusion_linear      eps
+
+ADM's is no teacher by itself, but what I2SB and DBIM started theirs from: config.teacher.start takes it.
 """
 
 import re
@@ -106,6 +108,12 @@ def _i2sb(found: dict[str, Any], path: Path, head_channels: int) -> Checkpoint:
     return Checkpoint("i2sb", state, model, notes)
 
 
+def _with_x_T(state: State) -> State:
+    """Input channels for x_T beside those for x_t, as copies of them: how DBIM's training starts from ADM."""
+    first = state["input_blocks.0.0.weight"]
+    return {**state, "input_blocks.0.0.weight": np.concatenate([first, first], axis=1)}
+
+
 def _kind(state: State) -> str:
     """Who wrote a bare state_dict, by its shapes."""
     if state["input_blocks.0.0.weight"].shape[1] == 3:
@@ -123,12 +131,13 @@ PROCESSES: dict[str, dict[str, Any]] = {
 }
 
 
-def recognise(path: str | Path, source: str = "", head_channels: int = 64) -> Checkpoint:
+def recognise(path: str | Path, source: str = "", head_channels: int = 64, x_T: bool = False) -> Checkpoint:
     """Reads a checkpoint file, or I2SB's folder with latest.pt.
 
     Args:
         source: ddbm, dbim or adm, to overrule what the shapes of a bare state_dict suggest.
         head_channels: width of the attention heads.
+        x_T: whether to give a network of three input channels three more, for x_T.
     Raises: UserError.
     """
     path = Path(path)
@@ -142,6 +151,8 @@ def recognise(path: str | Path, source: str = "", head_channels: int = 64) -> Ch
             raise UserError(f"cannot read {path}: {error}") from error
     else:
         found = load_torch(path)
+    if isinstance(found, dict) and "net" not in found and any(k.startswith("diffusion_model.") for k in found):
+        found = {"net": found}  # I2SB's network without the rest of latest.pt
     if isinstance(found, dict) and "net" in found:
         return _i2sb(found, path, head_channels)
     state = {_plain(name): value for name, value in _tensors(found, path).items()}
@@ -153,6 +164,9 @@ def recognise(path: str | Path, source: str = "", head_channels: int = 64) -> Ch
     if state["out.2.weight"].shape[0] == 6:
         state = {k: v[:3] if k.startswith("out.2.") else v for k, v in state.items()}
         notes.append("kept the first three of six outputs (the others are ADM's variances)")
+    if x_T and state["input_blocks.0.0.weight"].shape[1] == 3:
+        state = _with_x_T(state)
+        notes.append("added input channels for x_T, copies of those for x_t")
     network = {
         **network_settings(state, head_channels),
         "legacy_attention": source != "ddbm",

@@ -1,6 +1,6 @@
-"""The embedded demo set: 3,786 Noto Emoji drawings on white, 32 x 32 RGB (licence: emoji/ATTRIBUTION.md).
+"""The embedded demo set: 3,786 drawings of the same emoji in two styles, on white (licences: emoji/ATTRIBUTION.md).
 
-`index.json` has one entry a drawing, in the order of the sheet's tiles (64 a row): its Unicode name, category and
+`index.json` has one entry a drawing, in the order of the sheets' tiles (64 a row): its Unicode name, category and
 split. Skin-tone variants of one emoji are always in the same split.
 """
 
@@ -11,9 +11,12 @@ import json
 import numpy as np
 from PIL import Image
 
-from ibmd_jax.core.errors import lookup
+from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.data.arrays import Arrays
+from ibmd_jax.data.source import Options
 
-TILE, COLUMNS = 32, 64
+TILE, COLUMNS = 64, 64
+SIZES = (16, 32, 64)
 
 
 @functools.cache
@@ -23,15 +26,36 @@ def index() -> list[dict[str, str]]:
 
 
 @functools.cache
-def _tiles() -> np.ndarray:
-    with (importlib.resources.files(__package__) / "emoji" / "noto_32.webp").open("rb") as file:
+def tiles(style: str, size: int) -> np.ndarray:
+    """All drawings of a style, "noto" or "twemoji": [3786, size, size, 3] uint8, smaller sizes by Lanczos filtering."""
+    with (importlib.resources.files(__package__) / "emoji" / f"{style}_{TILE}.webp").open("rb") as file:
         sheet = np.asarray(Image.open(file).convert("RGB"))
     rows = sheet.shape[0] // TILE
-    tiles = sheet.reshape(rows, TILE, COLUMNS, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(-1, TILE, TILE, 3)
-    return tiles[: len(index())]
+    out = sheet.reshape(rows, TILE, COLUMNS, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(-1, TILE, TILE, 3)[: len(index())]
+    if size == TILE:
+        return out
+    return np.stack([np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.LANCZOS)) for x in out])
 
 
-def emoji(split: str) -> np.ndarray:
-    """The images of a split, [N, 32, 32, 3] uint8: N = 3388 for "train", 398 for "test"."""
+def rows_of(split: str) -> np.ndarray:
+    """Tile numbers of a split. Raises: UserError for a split other than train and test."""
     wanted = lookup({"train": "train", "test": "test"}, split, "split of the emoji set")
-    return _tiles()[[i for i, entry in enumerate(index()) if entry["split"] == wanted]]
+    return np.array([i for i, entry in enumerate(index()) if entry["split"] == wanted])
+
+
+def emoji(where: str, split: str, options: Options) -> Arrays:
+    """The Noto drawings of a split, 3388 for "train" and 398 for "test"; their labels are the categories.
+
+    where: "", or "pairs" for the Twemoji drawings of the same emoji as x_T. Raises: UserError for another size.
+    """
+    pairs = lookup({"": False, "pairs": True}, where, "variant of the emoji set (emoji or emoji:pairs)")
+    if options.size not in SIZES:
+        raise UserError(f"config.data.size = {options.size}: the emoji come in {', '.join(map(str, SIZES))} pixels")
+    categories = sorted({entry["category"] for entry in index()})
+    arrays = {
+        "x_0": tiles("noto", options.size),
+        "label": np.array([categories.index(entry["category"]) for entry in index()], np.int32),
+    }
+    if pairs:
+        arrays["x_T"] = tiles("twemoji", options.size)
+    return Arrays(arrays, rows_of(split), options)

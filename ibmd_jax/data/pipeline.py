@@ -1,19 +1,26 @@
 """From a source to batches. The only file that imports Grain.
 
-Example number n of a run depends on (seed, n) alone: which image, whether it is flipped, how it is corrupted. Step k
-takes examples k B ... (k + 1) B - 1, and process p of P every P-th of them, so a run resumes at any step by number,
-and sees the same global batches on any number of processes.
+Example number n of a run depends on (seed, n) alone: which image, where it is cut, whether it is flipped, how it is
+corrupted. Step k takes examples k B ... (k + 1) B - 1, and process p of P every P-th of them, so a run resumes at any
+step by number, and sees the same global batches on any number of processes and of workers.
 """
 
+import collections
+import itertools
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import grain
 import jax
 import numpy as np
 
+from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.streams import stream
 from ibmd_jax.core.types import Array, Batch, Key
-from ibmd_jax.data.source import Source
+from ibmd_jax.corruptions import Corrupted
+from ibmd_jax.data.source import Example, Source
+
+T = TypeVar("T")
 
 
 def examples(
@@ -22,43 +29,109 @@ def examples(
     seed: int,
     batch_size: int,
     start_step: int = 0,
+    crop: int = 0,
     flip: bool = False,
+    workers: int = 0,
     process: int = 0,
     processes: int = 1,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+) -> Iterator[tuple[Example, np.ndarray]]:
     """Shuffled, endless batches of one process, from step `start_step` on.
 
-    Args: batch_size: global, divisible by `processes`. flip: mirror half of the images.
-    Yields: (images [batch_size / processes, H, W, C] uint8, example numbers [...] int64).
+    Args:
+        batch_size: global, divisible by `processes`.
+        crop: side of a random square to cut out of every image; 0 leaves them whole.
+        flip: mirror half of the images; a pair is cut and mirrored alike.
+        workers: processes that read and decode; 0 leaves it to threads.
+    Yields: (dict of arrays [batch_size / processes, ...], example numbers [...] int64).
     """
 
-    def mirror(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return image[:, ::-1] if flip and rng.random() < 0.5 else image
+    def augment(example: Example, rng: np.random.Generator) -> Example:
+        if crop:
+            example = random_crop(example, crop, rng)
+        return mirror(example) if flip and rng.random() < 0.5 else example
 
     dataset = (
         grain.MapDataset.source(source)
         .seed(seed)
         .shuffle()
         .repeat()
-        .random_map(mirror)
-        .map_with_index(lambda n, image: (image, np.int64(n)))
+        .random_map(augment)
+        .map_with_index(lambda n, example: (example, np.int64(n)))
     )
     dataset = dataset[start_step * batch_size + process :: processes]
-    return iter(dataset.to_iter_dataset().batch(batch_size // processes))
+    local = batch_size // processes
+    read = grain.ReadOptions(num_threads=16, prefetch_buffer_size=max(16, 2 * local))
+    dataset = dataset.to_iter_dataset(read).batch(local)
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(dataset)
 
 
-def make_corrupt(corruption: Callable[[Key, Array], tuple], seed: int, name: str):
-    """A jitted function (images uint8 [B, H, W, C], example numbers [B]) -> Batch with x_0.
+def images_of(example: Example) -> Example:
+    return {name: value for name, value in example.items() if name in ("x_0", "x_T")}
+
+
+def random_crop(example: Example, size: int, rng: np.random.Generator) -> Example:
+    """The same square of every image of an example."""
+    height, width = next(iter(images_of(example).values())).shape[:2]
+    top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
+    return {**example, **{k: x[top : top + size, left : left + size] for k, x in images_of(example).items()}}
+
+
+def mirror(example: Example) -> Example:
+    return {**example, **{name: x[:, ::-1] for name, x in images_of(example).items()}}
+
+
+def make_corrupt(
+    corruption: Callable[[Key, Array], Corrupted] | None, seed: int, name: str, classes: int = 0
+) -> Callable[[Example, Array], Batch]:
+    """A jitted function (batch of a source's examples, example numbers [B]) -> Batch.
 
     Example n is corrupted with the key (seed, name, n).
+
+    Args:
+        corruption: makes x_T from x_0; None where the source brings x_T.
+        classes: number of labels, which become Batch.cond; 0 leaves them out.
     """
     base = stream(jax.random.key(seed), name)
 
+    def image(x: Array | None) -> Array | None:
+        return None if x is None else x.astype("float32") / 127.5 - 1
+
     @jax.jit
-    def corrupt(images: Array, numbers: Array) -> Batch:
-        x_0 = images.astype("float32") / 127.5 - 1
-        keys = jax.vmap(lambda n: jax.random.fold_in(base, n))(numbers.astype("uint32"))
-        x_T, mask = jax.vmap(corruption)(keys, x_0)
-        return Batch(x_T, x_0, mask)
+    def corrupt(example: Example, numbers: Array) -> Batch:
+        x_0, x_T, mask = image(example.get("x_0")), image(example.get("x_T")), None
+        if corruption is not None:
+            keys = jax.vmap(lambda n: jax.random.fold_in(base, n))(numbers.astype("uint32"))
+            x_T, mask = jax.vmap(corruption)(keys, x_0)[:2]
+        return Batch(x_T, x_0, mask, example["label"] if classes else None)
 
     return corrupt
+
+
+def check_example(example: Example, corrupts: bool, classes: int, where: str) -> None:
+    """Raises UserError unless the examples of a source serve: x_T given or made, labels where they are needed."""
+    if corrupts and "x_0" not in example:
+        raise UserError(f"{where} has no clean images to corrupt: set config.data.corruption to none")
+    if not corrupts and "x_T" not in example:
+        raise UserError(f"{where} has clean images alone: set config.data.corruption")
+    if corrupts and "x_T" in example:
+        raise UserError(f"{where} brings its own x_T: set config.data.corruption to none")
+    if classes and "label" not in example:
+        raise UserError(f"{where} has no labels, which config.network.classes = {classes} asks for")
+
+
+def check_labels(example: Example, classes: int) -> None:
+    """Raises UserError for a label that the network does not have. example: of one or of a batch."""
+    if classes and (np.min(example["label"]) < 0 or np.max(example["label"]) >= classes):
+        bad = np.max(example["label"]) if np.max(example["label"]) >= classes else np.min(example["label"])
+        raise UserError(f"label {bad} is out of range: config.network.classes = {classes} has 0 ... {classes - 1}")
+
+
+def ahead(batches: Iterator[T], count: int = 2) -> Iterator[T]:
+    """The same items, with `count` of them asked for before they are needed: transfers and corruptions overlap."""
+    queue = collections.deque(itertools.islice(batches, count))
+    while queue:
+        item = queue.popleft()
+        queue.extend(itertools.islice(batches, 1))
+        yield item

@@ -48,7 +48,13 @@ def ten_to(power: float) -> WeightFn:
     return weight
 
 
-# A configuration may also say "native", bridges.parametrisations.native_weight of its own parametrisation.
+def product(first: WeightFn, second: WeightFn) -> WeightFn:
+    """Both weights multiplied."""
+    return lambda bridge, t: first(bridge, t) * second(bridge, t)
+
+
+# A configuration may also say "native", bridges.parametrisations.native_weight of its own parametrisation, and
+# "native_ten_to_1", its product with ten_to_1, which the IBMD authors' code has for DDBM's students.
 WEIGHTS: dict[str, WeightFn] = {
     "one": one,
     "ten_to_1": ten_to(1.0),

@@ -44,10 +44,15 @@ def make_denoiser(
 
 
 def init_denoiser(
-    network: Network, key: Key, image_shape: tuple[int, int, int], conditional: bool = False, noise_channels: int = 0
+    network: Network,
+    key: Key,
+    image_shape: tuple[int, int, int],
+    conditional: bool = False,
+    noise_channels: int = 0,
+    labels: bool = False,
 ) -> Params:
-    """Parameters for images [H, W, C]; jit it or eval_shape it at will."""
+    """Parameters for images [H, W, C]; jit it or eval_shape it at will. labels: whether cond is a label."""
     h, w, c = image_shape
     x = jnp.zeros((1, h, w, 2 * c if conditional else c), jnp.float32)
     z = jnp.zeros((1, h, w, noise_channels), jnp.float32) if noise_channels else None
-    return network.init(key, x, jnp.zeros((1,), jnp.float32), None, z)
+    return network.init(key, x, jnp.zeros((1,), jnp.float32), jnp.zeros((1,), jnp.int32) if labels else None, z)

@@ -56,7 +56,7 @@ def restore(sampler: Sampler, parts: list[Batch], count: int, key: Key) -> tuple
 def evaluate(
     samplers: list[Sampler],
     test: Batch,
-    features: Callable[[Array], Array],
+    features: Callable[[Array], Array] | None,
     *,
     batch_size: int,
     key: Key,
@@ -64,12 +64,14 @@ def evaluate(
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
     """Measures samplers against test.x_0.
 
-    Args: test: all test images with x_0. features: for FID and KID. report: called with each row as it is ready.
+    Args: test: all test images with x_0. features: for FID and KID, or None to leave these out. report: called with each row as it is ready.
     Returns: the rows, and the restored images [N, H, W, C] of each, under "label NFE".
     """
     parts, n = split(test, batch_size), test.x_T.shape[0]
 
-    def feature_set(images: np.ndarray) -> np.ndarray:
+    def feature_set(images: np.ndarray) -> np.ndarray | None:
+        if features is None:
+            return None
         return np.concatenate([np.asarray(features(images[i : i + batch_size])) for i in range(0, n, batch_size)])
 
     truth = np.asarray(test.x_0)
@@ -78,7 +80,7 @@ def evaluate(
     for sampler in samplers:
         restored, rate = restore(sampler, parts, n, key)
         found = feature_set(restored)
-        metrics = {name: fn(found, reference) for name, fn in SET_METRICS.items()}
+        metrics = {} if features is None else {name: fn(found, reference) for name, fn in SET_METRICS.items()}
         metrics |= {name: float(np.mean(fn(restored, truth))) for name, fn in PIXEL_METRICS.items()}
         rows.append(Row(sampler.label, sampler.nfe, metrics, rate))
         images[f"{sampler.label} {sampler.nfe}"] = restored

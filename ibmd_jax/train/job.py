@@ -43,8 +43,8 @@ class Job(NamedTuple):
     """All that a run is made of; build.py makes it from a configuration.
 
     init_params(key, noise_channels) -> parameters. batches(stage)(step) -> iterator over batches from that step on.
-    teacher_steps: NFE -> sampling steps of the teacher's rows in the table. test: every test image with its x_0.
-    features: for FID and KID.
+    teacher_steps: NFE -> sampling steps of the teacher's rows in the table. test(): the test images, made once.
+    clean: whether batches have x_0; a teacher's training and the evaluation need it. features: for FID and KID, or None.
     """
 
     config: dict[str, Any]
@@ -53,8 +53,9 @@ class Job(NamedTuple):
     teacher: Method
     distill: Method
     teacher_steps: dict[int, int]
-    test: Batch
-    features: Callable[[Array], Array]
+    test: Callable[[], Batch]
+    clean: bool
+    features: Callable[[Array], Array] | None
     schedule: Schedule
     batches: Callable[[str], Callable[[int], Iterator[Batch]]]
 
@@ -65,6 +66,12 @@ def run(job: Job, folder: Path, mode: str) -> None:
     Raises: UserError for bad input, before any work; train.loop.Stopped on a signal.
     """
     stages = lookup(MODES, mode, "mode")
+    trains = train_teacher in stages and not job.config["teacher"]["checkpoint"]
+    if not job.clean and (trains or evaluate_both in stages):
+        raise UserError(
+            f"config.data.source = {job.config['data']['source']!r} has no clean images, which --mode={mode} needs: "
+            "set config.teacher.checkpoint, and use --mode=distill or --mode=sample"
+        )
     check_workdir(folder, job.config)
     seconds: dict[str, float] = {}
     for stage in stages:
@@ -131,8 +138,8 @@ def load_student(job: Job, folder: Path) -> tuple[Params, dict[str, Any]]:
 
 def _few(job: Job) -> Batch:
     """A few test examples for pictures: every n-th, so that they differ."""
-    rows = np.linspace(0, job.test.x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
-    return jax.tree.map(lambda x: x[rows], job.test)
+    rows = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
+    return jax.tree.map(lambda x: x[rows], job.test())
 
 
 def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
@@ -151,8 +158,11 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         columns[f"{TEACHER_STEPS_IN_PICTURES} steps"] = many(params, key, few)
         save_grid(folder / "pictures" / f"{label}.png", {**columns, "truth": few.x_0})
 
+    given = job.config["teacher"]["start"]
+    first = load_params(given, _abstract(job))[0] if given else None
+
     def start(frozen: None) -> Any:
-        return job.teacher.init(job.init_params(_key(job, "init")))
+        return job.teacher.init(job.init_params(_key(job, "init")) if first is None else first)
 
     fit(
         "teacher",
@@ -171,7 +181,7 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 
 
 def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
-    """Distils the teacher into the one-step student, unless it is already there."""
+    """Distils the teacher into the student, unless it is already there."""
     c = job.config["distill"]
     teacher, meta = load_teacher(job, folder)
     identity = {"teacher": _hash(meta)}
@@ -181,11 +191,12 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         return
     few, key = _few(job), _key(job, "pictures")
     many = jax.jit(functools.partial(job.teacher.sample, steps=TEACHER_STEPS_IN_PICTURES))
-    known = {"input": few.x_T, f"teacher, {TEACHER_STEPS_IN_PICTURES}": many(teacher, key, few), "truth": few.x_0}
-    sample = jax.jit(job.distill.sample)
+    known = {f"teacher, {TEACHER_STEPS_IN_PICTURES}": many(teacher, key, few)}
+    known |= {} if few.x_0 is None else {"truth": few.x_0}
+    sample, steps = jax.jit(job.distill.sample), c["student_steps"]
 
     def picture(params: Params, label: str) -> None:
-        columns = {"input": known["input"], "student, 1": sample(params, key, few), **known}
+        columns = {"input": few.x_T, f"student, {steps}": sample(params, key, few), **known}
         save_grid(folder / "pictures" / f"{label}.png", columns)
 
     def start(frozen: Params) -> Any:
@@ -213,30 +224,35 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     """Teacher and student on the test images: a table on the terminal, report.json and samples.png."""
     c = job.config["evaluate"]
     (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
-    samplers = [Sampler("student", 1, jax.jit(job.distill.sample), student)]
-    for nfe, steps in job.teacher_steps.items():
-        samplers.append(Sampler("teacher", nfe, jax.jit(functools.partial(job.teacher.sample, steps=steps)), teacher))
+    most = job.config["distill"]["student_steps"]
+    rows = [("student", n, n, job.distill, student) for n in sorted({1, 2, 4, most}) if n <= most]
+    rows += [("teacher", nfe, steps, job.teacher, teacher) for nfe, steps in job.teacher_steps.items()]
+    samplers = [
+        Sampler(label, nfe, jax.jit(functools.partial(method.sample, steps=steps)), params)
+        for label, nfe, steps, method, params in rows
+    ]
 
     def report(row: Row) -> None:
         log.info("evaluated %s with %d NFE: %.1f images/s", row.label, row.nfe, row.images_per_second)
 
     rows, images = evaluate(
-        samplers, job.test, job.features, batch_size=c["batch_size"], key=_key(job, "evaluate"), report=report
+        samplers, job.test(), job.features, batch_size=c["batch_size"], key=_key(job, "evaluate"), report=report
     )
-    few = np.linspace(0, job.test.x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
-    columns = {"input": job.test.x_T, **images, "truth": job.test.x_0}
+    few = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
+    columns = {"input": job.test().x_T, **images, "truth": job.test().x_0}
     save_grid(folder / "samples.png", {name: np.asarray(x)[few] for name, x in columns.items()})
     slowest = max(rows, key=lambda row: row.nfe)
     speed_up = rows[0].images_per_second / slowest.images_per_second
     print(f"\n{table(rows)}\n")
-    print(f"The student makes {speed_up:.0f} times the images/s of the teacher at {slowest.nfe} NFE.")
-    print(f"FID and KID use the features {c['features']!r}: they compare with no published number.")
+    print(f"The student at 1 NFE makes {speed_up:.0f} times the images/s of the teacher at {slowest.nfe} NFE.")
+    if job.features is not None:
+        print(f"FID and KID use the features {c['features']!r}: they compare with no published number.")
     print(f"Wrote {folder / 'report.json'} and {folder / 'samples.png'}.")
     content = {
         "rows": [row._asdict() for row in rows],
         "speed_up": speed_up,
         "seconds": seconds,
-        "test_images": int(job.test.x_T.shape[0]),
+        "test_images": int(job.test().x_T.shape[0]),
         "devices": [d.device_kind for d in jax.devices()],
         "jax": jax.__version__,
         "config": job.config,
@@ -249,8 +265,8 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     student, _ = load_student(job, folder)
     restore = jax.jit(job.distill.sample)
     (folder / "samples").mkdir(exist_ok=True)
-    n, size = job.test.x_T.shape[0], job.config["evaluate"]["batch_size"]
-    images = [np.asarray(restore(student, _key(job, "sample"), part)) for part in split(job.test, size)]
+    n, size = job.test().x_T.shape[0], job.config["evaluate"]["batch_size"]
+    images = [np.asarray(restore(student, _key(job, "sample"), part)) for part in split(job.test(), size)]
     for i, image in enumerate(to_uint8(np.concatenate(images)[:n])):
         Image.fromarray(image.squeeze()).save(folder / "samples" / f"{i:05d}.png")
     print(f"Wrote {n} restored images to {folder / 'samples'}.")

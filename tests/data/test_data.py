@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,40 +7,42 @@ import pytest
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.corruptions import CORRUPTIONS
-from ibmd_jax.data import SOURCES
-from ibmd_jax.data.emoji import emoji, index
+from ibmd_jax.data.emoji import emoji, index, tiles
 from ibmd_jax.data.pipeline import examples, make_corrupt
+from ibmd_jax.data.source import Options
 
 
-@pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_source_gives_images_of_one_shape(name, split):
-    source = SOURCES[name](split)
-    assert len({(source[i].shape, source[i].dtype.str) for i in range(len(source))}) == 1
-    assert source[0].dtype == np.uint8
+def images(split, size=32, where=""):
+    source = emoji(where, split, Options(size))
+    return np.stack([source[i]["x_0"] for i in range(len(source))])
 
 
 def test_the_demo_set_has_its_published_sizes_and_splits():
-    assert emoji("train").shape == (3388, 32, 32, 3)
-    assert emoji("test").shape == (398, 32, 32, 3)
+    assert images("train").shape == (3388, 32, 32, 3)
+    assert images("test").shape == (398, 32, 32, 3)
+    assert images("test", 64).shape == (398, 64, 64, 3)
     bases = {split: {e["base"] for e in index() if e["split"] == split} for split in ("train", "test")}
     assert not bases["train"] & bases["test"]
     with pytest.raises(UserError, match="unknown split"):
-        emoji("validation")
+        emoji("", "validation", Options(32))
+    with pytest.raises(UserError, match=r"config.data.size = 48: the emoji come in 16, 32, 64"):
+        emoji("", "test", Options(48))
 
 
-def test_every_tile_is_a_drawing_on_white():
-    tiles = np.concatenate([emoji("train"), emoji("test")])
-    assert (tiles.reshape(len(tiles), -1).std(1) > 0).all()
-    grinning = emoji("train")[0]
+@pytest.mark.parametrize("style", ["noto", "twemoji"])
+def test_every_tile_is_a_drawing_on_white(style):
+    drawings = tiles(style, 32)
+    assert (drawings.reshape(len(drawings), -1).std(1) > 0).all()
+    grinning = drawings[0]
     assert (grinning[0, 0] == 255).all()
     red, green, blue = grinning[20, 4].astype(int)  # a yellow face
     assert min(red, green) > blue + 40
 
 
 def take(steps, **settings):
-    stream = examples(emoji("train"), **{"seed": 3, "batch_size": 8, "flip": True, **settings})
-    return [next(stream) for _ in range(steps)]
+    source = emoji("", "train", Options(32))
+    stream = examples(source, **{"seed": 3, "batch_size": 8, "flip": True, **settings})
+    return [(example["x_0"], numbers) for example, numbers in itertools.islice(stream, steps)]
 
 
 def test_a_run_resumes_at_any_step():
@@ -60,9 +64,9 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(processes):
 
 
 def test_an_epoch_holds_every_image_once_and_the_next_is_shuffled_anew():
-    tiny = np.arange(12, dtype=np.uint8).reshape(12, 1, 1, 1)
+    tiny = [{"x_0": np.full((1, 1, 1), i, np.uint8)} for i in range(12)]
     stream = examples(tiny, seed=0, batch_size=12)
-    first, second = next(stream)[0].ravel(), next(stream)[0].ravel()
+    first, second = (next(stream)[0]["x_0"].ravel() for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(12))
     assert first.tolist() != second.tolist()
 
@@ -76,20 +80,20 @@ def test_flips_mirror_about_half_of_the_images():
 
 def test_an_example_is_corrupted_by_its_number_alone():
     corrupt = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "train")
-    images, numbers = emoji("test")[:4], np.arange(4)
-    batch = corrupt(images, numbers)
-    np.testing.assert_array_equal(corrupt(images[2:], numbers[2:]).x_T, batch.x_T[2:])
-    np.testing.assert_allclose(batch.x_0, images.astype(np.float32) / 127.5 - 1, atol=1e-6)
-    assert (corrupt(images, numbers + 4).x_T != batch.x_T).any()
-    other = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "test")(images, numbers)
+    x, numbers = images("test")[:4], np.arange(4)
+    batch = corrupt({"x_0": x}, numbers)
+    np.testing.assert_array_equal(corrupt({"x_0": x[2:]}, numbers[2:]).x_T, batch.x_T[2:])
+    np.testing.assert_allclose(batch.x_0, x.astype(np.float32) / 127.5 - 1, atol=1e-6)
+    assert (corrupt({"x_0": x}, numbers + 4).x_T != batch.x_T).any()
+    other = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "test")({"x_0": x}, numbers)
     assert (other.x_T != batch.x_T).any()
 
 
 def test_corruption_keeps_the_sharding_of_the_batch():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    images, numbers = (
-        jax.device_put(jnp.asarray(x), sharding) for x in (emoji("test")[:8], np.arange(8, dtype=np.int32))
+    x, numbers = (
+        jax.device_put(jnp.asarray(x), sharding) for x in (images("test")[:8], np.arange(8, dtype=np.int32))
     )
-    batch = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "train")(images, numbers)
+    batch = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "train")({"x_0": x}, numbers)
     assert batch.x_T.sharding.is_equivalent_to(sharding, 4)

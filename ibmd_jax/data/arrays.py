@@ -1,0 +1,46 @@
+"""Arrays in a file: npz:FILE with x_0 and/or x_T [N, H, W, C] uint8, and optionally label [N]."""
+
+from pathlib import Path
+
+import numpy as np
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.data.images import from_array
+from ibmd_jax.data.source import Example, Options, split_indices
+
+
+class Arrays:
+    """A source of rows of equally long arrays under the names x_0, x_T and label."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], rows: np.ndarray, options: Options):
+        self.arrays, self.rows, self.options = arrays, rows, options
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Example:
+        row = {name: a[self.rows[index]] for name, a in self.arrays.items()}
+        return {
+            name: np.int32(value)
+            if name == "label"
+            else from_array(value, self.options, self.options.filter_T if name == "x_T" else "")
+            for name, value in row.items()
+        }
+
+
+def npz(where: str, split: str, options: Options) -> Arrays:
+    """Every 20th row is held out. Raises: UserError for a missing or foreign file, or arrays of different lengths."""
+    path = Path(where).expanduser()
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("x_0", "x_T", "label") if name in file}
+            names = list(file)
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
+    except Exception as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not arrays.keys() & {"x_0", "x_T"}:
+        raise UserError(f"{path} holds {', '.join(names) or 'nothing'}: expected x_0 and/or x_T, and optionally label")
+    if len({len(a) for a in arrays.values()}) > 1:
+        raise UserError(f"{path}: its arrays differ in length: { {k: len(a) for k, a in arrays.items()} }")
+    return Arrays(arrays, split_indices(len(next(iter(arrays.values()))), split), options)

@@ -1,0 +1,139 @@
+"""Image files in folders: clean ones, pairs, or corrupted ones alone.
+
+A folder may have the subfolders train, and test, val or validation; otherwise every 20th file, by name, is held out.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.data.images import SUFFIXES, fit_image, read_image
+from ibmd_jax.data.source import Example, Options, split_indices
+
+log = logging.getLogger(__name__)
+SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
+
+
+class Files:
+    """A source of one example a file (or pair of files): load(item) makes it."""
+
+    def __init__(self, items: Sequence, load: Callable[..., Example], on_error: str):
+        self.items, self.load, self.on_error = items, load, on_error
+        self.skipped: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Example:
+        """Raises: UserError for an unreadable image, or, where those are skipped, if no image is readable."""
+        for i in range(index, index + len(self)):
+            try:
+                return self.load(self.items[i % len(self)])
+            except UserError as error:
+                if self.on_error == "raise":
+                    raise UserError(f"{error}. To pass such images over, set config.data.on_error=skip") from error
+                if i % len(self) not in self.skipped:
+                    self.skipped.add(i % len(self))
+                    log.warning("skipped image no. %d of %d: %s", len(self.skipped), len(self), error)
+        raise UserError(f"none of the {len(self)} images is readable")
+
+
+def images_in(folder: Path) -> list[Path]:
+    """All image files of a folder and its subfolders, by name. Raises: UserError if there are none."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise UserError(f"the folder {folder} holds no images (of {', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _split(folder: Path, split: str) -> tuple[Path, bool]:
+    """The folder of a split, and whether it is one of its own."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}")
+    if not (folder / "train").is_dir():
+        return folder, False
+    for name in SPLITS[split]:
+        if (folder / name).is_dir():
+            return folder / name, True
+    raise UserError(f"{folder} has a folder train, but none of {', '.join(SPLITS[split])}")
+
+
+def _files(where: str, split: str) -> tuple[Path, list[Path]]:
+    root, own = _split(Path(where).expanduser(), split)
+    files = images_in(root)
+    return root, files if own else [files[i] for i in split_indices(len(files), split)]
+
+
+def folder(where: str, split: str, options: Options) -> Files:
+    """Clean images. Where all are in subfolders, those are the classes, in the order of their names."""
+    root, files = _files(where, split)
+    parents = [f.relative_to(root).parts[0] if f.parent != root else "" for f in files]
+    classes = {name: i for i, name in enumerate(sorted(set(parents)))}
+
+    def load(item: tuple[Path, str]) -> Example:
+        file, parent = item
+        image = {"x_0": fit_named(file, options)}
+        return image if "" in classes else {**image, "label": np.int32(classes[parent])}
+
+    return Files(list(zip(files, parents, strict=True)), load, options.on_error)
+
+
+def corrupted(where: str, split: str, options: Options) -> Files:
+    """Corrupted images alone, which are all that distillation needs."""
+    return Files(_files(where, split)[1], lambda file: {"x_T": fit_named(file, options)}, options.on_error)
+
+
+def paired(where: str, split: str, options: Options) -> Files:
+    """Pairs: "A,B", two folders whose files match by name without suffix (A is x_T, B is x_0), or one folder of
+    files that hold both side by side, [A | B], as pix2pix has them.
+
+    Raises: UserError that lists files without a partner.
+    """
+    if options.fit == "random-crop":
+        raise UserError("config.data.fit: random-crop is for single images; pairs take crop, resize-crop or stretch")
+    places = where.split(",")
+    if len(places) == 1:
+        return Files(_files(where, split)[1], lambda file: _halves(file, options), options.on_error)
+    if len(places) != 2:
+        raise UserError(f"paired:{where}: give one folder, or two with a comma between them")
+    sides, own = [], False
+    for place in places:
+        root, own = _split(Path(place).expanduser(), split)
+        sides.append({str(p.relative_to(root).with_suffix("")): p for p in images_in(root)})
+    alone = sorted(sides[0].keys() ^ sides[1].keys())
+    if alone:
+        more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
+        raise UserError(f"these images of {places[0]} and {places[1]} have no partner: {', '.join(alone[:10])}{more}")
+    names = sorted(sides[0])
+    names = names if own else [names[i] for i in split_indices(len(names), split)]
+
+    def load(name: str) -> Example:
+        return {
+            "x_0": fit_named(sides[1][name], options),
+            "x_T": fit_named(sides[0][name], options, options.filter_T),
+        }
+
+    return Files(names, load, options.on_error)
+
+
+def fit_named(file: Path, options: Options, filter_name: str = "") -> np.ndarray:
+    """read_image and fit_image, with the file named in whatever goes wrong."""
+    image = read_image(file, options.channels)
+    try:
+        return fit_image(image, options, filter_name)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
+
+
+def _halves(file: Path, options: Options) -> Example:
+    image = read_image(file, options.channels)
+    if image.width % 2:
+        raise UserError(f"{file} is {image.width} pixels wide, which cannot be halved into a pair")
+    half = image.width // 2
+    A, B = image.crop((0, 0, half, image.height)), image.crop((half, 0, image.width, image.height))
+    return {"x_0": fit_image(B, options), "x_T": fit_image(A, options, options.filter_T)}

@@ -1,0 +1,57 @@
+"""TensorFlow Datasets by name, read at random from their ArrayRecord files; TensorFlow is loaded here only."""
+
+from typing import Any
+
+import numpy as np
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.data.images import from_array
+from ibmd_jax.data.source import Example, Options
+
+FEATURES = {"x_0": ("x_0", "image"), "x_T": ("x_T",), "label": ("label",)}
+
+
+class Tfds:
+    """A prepared dataset: its feature "image" is x_0; builders of this package call theirs x_0 and x_T."""
+
+    def __init__(self, data: Any, options: Options):
+        self.data, self.options = data, options
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> Example:
+        row, out = self.data[index], {}
+        for name, keys in FEATURES.items():
+            key = next((k for k in keys if k in row), None)
+            if key and name == "label":
+                out[name] = np.int32(row[key])
+            elif key:
+                out[name] = from_array(row[key], self.options, self.options.filter_T if name == "x_T" else "")
+        return out
+
+
+def tfds(where: str, split: str, options: Options) -> Tfds:
+    """A split of a dataset that was prepared before: see data/prepare.py.
+
+    Raises: UserError if it is unknown, not prepared, has no such split, or no images.
+    """
+    import tensorflow_datasets as library
+
+    import ibmd_jax.data.builders  # noqa: F401  registers ours
+
+    try:
+        builder = library.builder(where, file_format="array_record")
+    except (library.core.registered.DatasetNotFoundError, ValueError) as error:
+        raise UserError(f"tfds:{where}: {str(error).splitlines()[0]}") from error
+    command = f"python -m ibmd_jax.data.prepare {where} --from FOLDER_OF_THE_ORIGINAL_FILES"
+    if not builder.data_path.exists():
+        raise UserError(f"the dataset {where} is not prepared in {builder.data_path}: run {command}")
+    names = {"train": ("train",), "test": ("test", "validation", "val")}[split]
+    found = next((n for n in names if n in builder.info.splits), None)
+    if found is None:
+        raise UserError(f"tfds:{where} has the splits {', '.join(builder.info.splits)}, none of {', '.join(names)}")
+    source = Tfds(builder.as_data_source(split=found), options)
+    if not source[0].keys() & {"x_0", "x_T"}:
+        raise UserError(f"tfds:{where} has the features {', '.join(builder.info.features)}: none is an image we know")
+    return source
