@@ -17,8 +17,8 @@ python -m ibmd_jax.main --config=configs/paper.py:jpeg-5-quicktest     a minute 
 | diode-1        | DDBM                | 1   | 4.07                     | 48 h |
 | inpaint-dbim   | DBIM, class labels  | 4   | 4.03; at 2: 4.23; at 1: 5.87 | 12 h |
 
-FID is that of the paper's protocol: Inception, ImageNet against the training or validation set, edges2handbags and DIODE
-against the training set. It is not computed here: --mode=sample writes the restored images for clean-fid.
+FID is that of the paper's protocol: Inception, ImageNet against the training or validation set, edges2handbags and
+DIODE against the training set. It is not computed here: --mode=sample writes the restored images for clean-fid.
 Data: an ImageNet folder with train and val; edges2handbags as pix2pix ships it; DIODE's normals and images in two
 folders of equal names. The full-size rows were built and traced here, not run.
 """

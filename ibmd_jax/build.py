@@ -136,7 +136,7 @@ def _with_model(c: dict[str, Any]) -> dict[str, Any]:
     """
     t = c["teacher"]
     if t["checkpoint"] and t["start"]:
-        raise UserError("config.teacher.checkpoint and config.teacher.start are both set: a given teacher is not trained")
+        raise UserError("config.teacher.checkpoint and .start are both set: a given teacher is not trained")
     given = t["checkpoint"] or t["start"]
     model = dict(read_meta(given).get("model", {})) if given else {}
     if t["start"]:
@@ -180,9 +180,7 @@ def _model(c: dict[str, Any]) -> Model:
     native = native_weight(parametrisation)
     weights = {**WEIGHTS, "native": native, "native_ten_to_1": product(native, WEIGHTS["ten_to_1"])}
     teacher, distill = _methods(c, denoise, bridge, weights, sampling, dropout)
-    return Model(
-        init_params, teacher, distill, image_shape, labels, _steps(c["evaluate"]["nfe"], sampling.evaluations)
-    )
+    return Model(init_params, teacher, distill, image_shape, labels, _steps(c["evaluate"]["nfe"], sampling.evaluations))
 
 
 def _network(settings: dict[str, Any]) -> tuple[Any, bool]:

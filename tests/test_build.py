@@ -4,7 +4,7 @@ import functools
 import re
 from pathlib import Path
 
-import configs
+import config_files
 import jax
 import jax.numpy as jnp
 import pytest
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def quicktest():
-    return configs.load("inpaint").get_config("quicktest")
+    return config_files.load("inpaint").get_config("quicktest")
 
 
 def test_the_settings_in_the_readme():

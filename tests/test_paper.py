@@ -1,6 +1,6 @@
 """The rows of configs/paper.py: at full size by their shapes, in their quick versions for real."""
 
-import configs
+import config_files
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.train.job import run
 
-PAPER = configs.load("paper")
+PAPER = config_files.load("paper")
 # Parameters of the teacher; what the noise input adds: 3 x 3 weights for each channel of noise and each of the network.
 SIZES = {
     **dict.fromkeys(["sr4x-bicubic", "sr4x-pool", "jpeg-5", "jpeg-10"], (552_807_171, 9 * 3 * 256)),
@@ -106,7 +106,7 @@ def test_the_quick_version_with_labels_and_four_steps_runs(tmp_path):
 
 
 def test_without_its_teacher_a_row_says_what_is_missing():
-    with pytest.raises(UserError, match="no checkpoint at .*teachers/jpeg-5"):
+    with pytest.raises(UserError, match=r"no checkpoint at .*teachers/jpeg-5"):
         build(PAPER.get_config("jpeg-5"))
     with pytest.raises(ValueError, match=r"configs/paper.py has the rows .*, not 'jpeg-7'"):
         PAPER.get_config("jpeg-7")

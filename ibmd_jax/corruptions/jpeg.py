@@ -68,7 +68,7 @@ def _libjpeg(v: Array, quality: int, h: int, w: int) -> Array:
     def code(plane: Array, table: np.ndarray) -> Array:
         return jnp.clip(jnp.rint(decode(encode(plane, table, libjpeg=True), table)), -128, 127)
 
-    y, *cbcr = (jnp.rint(p) for p in planes(jnp.rint(jnp.clip(v, 0, 255)), JFIF_TO_YCC))
+    y, *cbcr = (jnp.rint(p) for p in planes(jnp.rint(v), JFIF_TO_YCC))
     y = code(y - 128, luma)[:h, :w] + 128
     rows, h2, w2 = np.minimum(np.arange(len(v) // 2), (h - 1) // 2), -(-h // 2), -(-w // 2)
     # Below the image libjpeg repeats the last row of means; on its right, the mean of the repeated pixels.

@@ -30,8 +30,7 @@ def tiles(style: str, size: int) -> np.ndarray:
     """All drawings of a style, "noto" or "twemoji": [3786, size, size, 3] uint8, smaller sizes by Lanczos filtering."""
     with (importlib.resources.files(__package__) / "emoji" / f"{style}_{TILE}.webp").open("rb") as file:
         sheet = np.asarray(Image.open(file).convert("RGB"))
-    rows = sheet.shape[0] // TILE
-    out = sheet.reshape(rows, TILE, COLUMNS, TILE, 3).transpose(0, 2, 1, 3, 4).reshape(-1, TILE, TILE, 3)[: len(index())]
+    out = sheet.reshape(-1, TILE, COLUMNS, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)[: len(index())]
     if size == TILE:
         return out
     return np.stack([np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.LANCZOS)) for x in out])

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.data.tfds import data_dir
 
 
 def prepare(name: str, files: Path, repacked: bool = False) -> Path:
@@ -27,7 +28,7 @@ def prepare(name: str, files: Path, repacked: bool = False) -> Path:
     if not files.is_dir():
         raise UserError(f"there is no folder {files}")
     try:
-        builder = tfds.builder(name, file_format="array_record")
+        builder = tfds.builder(name, data_dir=data_dir(), file_format="array_record")
     except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
         raise UserError(f"dataset {name}: {str(error).splitlines()[0]}") from error
     if builder.data_path.exists():

@@ -1,5 +1,6 @@
 """TensorFlow Datasets by name, read at random from their ArrayRecord files; TensorFlow is loaded here only."""
 
+import os
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,11 @@ from ibmd_jax.data.images import from_array
 from ibmd_jax.data.source import Example, Options
 
 FEATURES = {"x_0": ("x_0", "image"), "x_T": ("x_T",), "label": ("label",)}
+
+
+def data_dir() -> str | None:
+    """Where prepared datasets lie: $TFDS_DATA_DIR as it is now, or None for the library's default."""
+    return os.environ.get("TFDS_DATA_DIR")
 
 
 class Tfds:
@@ -41,7 +47,7 @@ def tfds(where: str, split: str, options: Options) -> Tfds:
     import ibmd_jax.data.builders  # noqa: F401  registers ours
 
     try:
-        builder = library.builder(where, file_format="array_record")
+        builder = library.builder(where, data_dir=data_dir(), file_format="array_record")
     except (library.core.registered.DatasetNotFoundError, ValueError) as error:
         raise UserError(f"tfds:{where}: {str(error).splitlines()[0]}") from error
     command = f"python -m ibmd_jax.data.prepare {where} --from FOLDER_OF_THE_ORIGINAL_FILES"

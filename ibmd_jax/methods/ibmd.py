@@ -11,8 +11,8 @@ Each step makes L updates of phi on (2), theta fixed, then one of theta on (3), 
 of (3) reaches theta through x_0 and through x_t; cutting the second path leaves the VSD / DMD direction instead.
 The minus sign rewards Var[x_0 | x_t], which keeps the student from collapsing onto the mean.
 
-A student of N steps (section 3.5) starts from states x_{t_n} of its own sampling, T = t_N > ... > t_1 > 0, which are made
-without gradient. The authors' code has two ways, in the place of (1); x_0 = G_theta(x_{t_n}, t_n, z) in both:
+A student of N steps (section 3.5) starts from states x_{t_n} of its own sampling, T = t_N > ... > t_1 > 0, made without
+gradient. The authors' code has two ways, in the place of (1); x_0 = G_theta(x_{t_n}, t_n, z) in both:
 
     marginal (DDBM's)    n one for a batch,    x_{t_n} on the path of posterior draws of G_theta from x_T,
                          t ~ U[t_min, T],      x_t ~ q(x_t | x_0, x_T)                                       (4)
@@ -128,7 +128,7 @@ def ibmd(
     time_sampler: Callable[..., Array] = uniform,
     dropout: bool = False,
 ) -> Method:
-    """IBMD as a Method. `frozen` is the teacher's parameters; batches need no x_0; `sample` also takes a number of steps.
+    """IBMD as a Method. `frozen` is the teacher's parameters; batches need no x_0; `sample` also takes its steps.
 
     Args:
         steps: N, the most steps that the student is trained for. multistep: "marginal" (4) or "posterior" (5).

@@ -11,7 +11,7 @@ from ibmd_jax.core.types import Array, Key, Network, Params
 
 
 def from_linen(module: nn.Module) -> Network:
-    """A Linen module called as module(x, t, cond, z), with a stream "dropout" of random numbers where there is a key."""
+    """A Linen module called as module(x, t, cond, z), with the random stream "dropout" where there is a key."""
 
     def init(key: Key, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Params:
         return module.init(key, x, t, cond, z)["params"]

@@ -64,7 +64,9 @@ def evaluate(
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
     """Measures samplers against test.x_0.
 
-    Args: test: all test images with x_0. features: for FID and KID, or None to leave these out. report: called with each row as it is ready.
+    Args:
+        test: all test images with x_0. features: for FID and KID, or None to leave these out.
+        report: called with each row as it is ready.
     Returns: the rows, and the restored images [N, H, W, C] of each, under "label NFE".
     """
     parts, n = split(test, batch_size), test.x_T.shape[0]

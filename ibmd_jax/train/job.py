@@ -44,7 +44,8 @@ class Job(NamedTuple):
 
     init_params(key, noise_channels) -> parameters. batches(stage)(step) -> iterator over batches from that step on.
     teacher_steps: NFE -> sampling steps of the teacher's rows in the table. test(): the test images, made once.
-    clean: whether batches have x_0; a teacher's training and the evaluation need it. features: for FID and KID, or None.
+    clean: whether batches have x_0; a teacher's training and the evaluation need it.
+    features: for FID and KID, or None.
     """
 
     config: dict[str, Any]

@@ -72,11 +72,20 @@ def test_every_setting_has_a_default_so_that_a_name_suffices(name):
     assert all(p.default is not p.empty for p in settings)
 
 
-def test_settings_are_given_beside_the_name():
+@pytest.mark.parametrize(
+    ("name", "general", "settings"),
+    [
+        *((f"sr{f}x-{kind}", f"sr-{kind}", {"factor": f}) for f in (2, 4, 8) for kind in ("pool", "bicubic")),
+        *((f"jpeg-{q}", "jpeg", {"quality": q}) for q in (5, 10)),
+        *((f"jpeg-{q}-libjpeg", "jpeg", {"quality": q, "libjpeg": True}) for q in (5, 10)),
+        ("blur-uni-true", "blur", {"size": 9}),
+        ("blur-gauss-true", "blur", {"size": 5, "sigma": 10.0}),
+    ],
+)
+def test_a_preset_is_a_general_one_with_settings(name, general, settings):
     x_0 = jax.random.uniform(jax.random.key(0), (16, 16, 3))
-    a, b, c = (corruption(s)(None, x_0).x_T for s in ({"name": "jpeg", "quality": 5}, "jpeg-5", "jpeg-10"))
-    np.testing.assert_array_equal(a, b)
-    assert (b != c).any()
+    preset, same = (corruption(spec)(None, x_0).x_T for spec in (name, {"name": general, **settings}))
+    np.testing.assert_array_equal(preset, same)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +101,7 @@ def test_wrong_names_are_named(spec, message):
         corruption(spec)
 
 
-def test_the_tasks_of_i2sb_are_nine_entries():
-    assert len(set(I2SB_TASKS)) == 9
-    assert set(I2SB_TASKS) <= set(CORRUPTIONS)
+def test_the_tasks_of_i2sb_have_its_numbers():
+    assert [I2SB_TASKS.index(name) for name in ("jpeg-5", "jpeg-10", "blur-uni", "blur-gauss")] == [0, 1, 2, 3]
+    assert [I2SB_TASKS.index(f"sr4x-{kind}") for kind in ("pool", "bicubic")] == [4, 5]
+    assert [I2SB_TASKS.index(f"inpaint-{kind}") for kind in ("center", "freeform1020", "freeform2030")] == [6, 7, 8]

@@ -31,6 +31,15 @@ def test_the_centre_hole_is_half_of_each_side():
     assert mask.sum() == 256
 
 
+def test_the_centre_can_be_filled_with_grey():
+    x_0 = jax.random.uniform(jax.random.key(0), (16, 24, 3), minval=0.5)
+    x_T, mask, _ = CORRUPTIONS["inpaint-center"](jax.random.key(1), x_0, fill="grey")
+    np.testing.assert_array_equal(x_T == 0, np.broadcast_to(mask, x_0.shape))
+    np.testing.assert_array_equal(x_T, jnp.where(mask, 0, x_0))
+    with pytest.raises(UserError, match="unknown fill of the hole 'gray'"):
+        CORRUPTIONS["inpaint-center"](jax.random.key(1), x_0, fill="gray")
+
+
 @pytest.mark.parametrize(
     ("name", "low", "high"), [("", 0.1, 0.3), ("1020", 0.1, 0.2), ("2030", 0.2, 0.3), ("3040", 0.3, 0.4)]
 )

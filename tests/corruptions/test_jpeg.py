@@ -76,6 +76,12 @@ def test_libjpeg_is_what_pillow_does_to_a_file(shape, quality):
     np.testing.assert_allclose(x_T, from_uint8(to_uint8(x_T)), atol=1e-6)
 
 
+def test_libjpeg_sees_bytes():
+    x_0 = scene(32, 32, 3)
+    x_T, of_bytes = (jpeg(None, jnp.asarray(x), 95, libjpeg=True).x_T for x in (x_0, from_uint8(to_uint8(x_0))))
+    np.testing.assert_array_equal(x_T, of_bytes)
+
+
 def test_wrong_images_and_qualities_are_refused():
     with pytest.raises(ValueError, match="1 or 3 channels, not 4"):
         jpeg(None, jnp.zeros((16, 16, 4)))

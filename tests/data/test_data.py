@@ -92,8 +92,6 @@ def test_an_example_is_corrupted_by_its_number_alone():
 def test_corruption_keeps_the_sharding_of_the_batch():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    x, numbers = (
-        jax.device_put(jnp.asarray(x), sharding) for x in (images("test")[:8], np.arange(8, dtype=np.int32))
-    )
+    x, numbers = (jax.device_put(jnp.asarray(x), sharding) for x in (images("test")[:8], np.arange(8, dtype=np.int32)))
     batch = make_corrupt(CORRUPTIONS["inpaint-center"], 0, "train")({"x_0": x}, numbers)
     assert batch.x_T.sharding.is_equivalent_to(sharding, 4)

@@ -300,7 +300,7 @@ def test_a_student_of_two_steps_reaches_the_exact_solution(multistep):
         return jax.lax.scan(body, state, jnp.arange(steps))[0]
 
     theta = m.export(train(m.init((start(coupling), slopes(start(coupling))))))
-    a, b, c = BRIDGE.coeffs(jnp.float32(0.5))
+    a, b, _ = BRIDGE.coeffs(jnp.float32(0.5))
     C, V = gaussian.moments(coupling.params, S)
     gain, cov = gaussian.gain(BRIDGE, coupling.params, S, jnp.float32(0.5))
     # Posterior: x_0 given x_t as it is. Marginal: what gives x_0 its covariance with x_T.

@@ -1,0 +1,402 @@
+"""Sources from files: what they read, how they fit it, and what they say about what they cannot read."""
+
+import itertools
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.data import SOURCES, open_source
+from ibmd_jax.data.builders import draw_normals
+from ibmd_jax.data.images import fit_image, read_image
+from ibmd_jax.data.pipeline import check_example, check_labels, examples
+from ibmd_jax.data.prepare import main as prepare
+from ibmd_jax.data.source import Options, split_indices
+
+RNG = np.random.default_rng(0)
+
+
+def picture(path, size=(40, 30), mode="RGB", **settings):
+    """A random image file; returns its RGB or grey array."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = {"RGB": 3, "RGBA": 4, "L": 0, "LA": 2}[mode]
+    array = RNG.integers(0, 256, (*size[::-1], bands) if bands else size[::-1], dtype=np.uint8)
+    Image.fromarray(array, mode).save(path, **settings)
+    return array
+
+
+def folder_of(root, count, **settings):
+    return [picture(root / f"{i:03d}.png", **settings) for i in range(count)]
+
+
+def rows(source):
+    return [source[i] for i in range(len(source))]
+
+
+@pytest.fixture
+def everything(tmp_path):
+    """One URI of every kind of source but tfds, with the fields that its examples have."""
+    folder_of(tmp_path / "photos", 5)
+    folder_of(tmp_path / "A", 5)
+    folder_of(tmp_path / "B", 5)
+    np.savez(tmp_path / "x.npz", x_0=RNG.integers(0, 256, (5, 9, 9, 3), dtype=np.uint8), label=np.arange(5))
+    return {
+        "emoji": ("emoji", {"x_0", "label"}),
+        "folder": (f"folder:{tmp_path}/photos", {"x_0"}),
+        "corrupted": (f"corrupted:{tmp_path}/photos", {"x_T"}),
+        "paired": (f"paired:{tmp_path}/A,{tmp_path}/B", {"x_0", "x_T"}),
+        "npz": (f"npz:{tmp_path}/x.npz", {"x_0", "label"}),
+    }
+
+
+def test_every_source_gives_examples_of_one_shape(everything):
+    assert everything.keys() | {"tfds"} == SOURCES.keys()
+    for uri, fields in everything.values():
+        for split, channels in itertools.product(("train", "test"), (3, 1)):
+            found = rows(open_source(uri, split, Options(16, channels=channels)))[:8]
+            assert {frozenset(example) for example in found} == {frozenset(fields)}
+            for example in found:
+                for name in fields & {"x_0", "x_T"}:
+                    assert example[name].shape == (16, 16, channels)
+                    assert example[name].dtype == np.uint8
+                assert example.get("label", np.int32(0)).dtype == np.int32
+
+
+def test_train_and_test_share_nothing_and_hold_everything():
+    for count in (2, 5, 19, 20, 21, 100):
+        train, test = (split_indices(count, split).tolist() for split in ("train", "test"))
+        assert sorted(train + test) == list(range(count))
+        assert len(test) == max(1, count // 20)
+    with pytest.raises(UserError, match="1 example cannot be split"):
+        split_indices(1, "train")
+
+
+def test_the_subfolders_train_and_val_are_the_splits_and_others_the_classes(tmp_path):
+    for split, name, count in (("train", "cat", 2), ("train", "ant", 3), ("val", "cat", 1), ("val", "ant", 1)):
+        folder_of(tmp_path / split / name, count)
+    train, test = (open_source(f"folder:{tmp_path}", split, Options(8)) for split in ("train", "test"))
+    assert [int(r["label"]) for r in rows(train)] == [0, 0, 0, 1, 1]
+    assert [int(r["label"]) for r in rows(test)] == [0, 1]
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+
+def test_images_of_all_modes_are_read(tmp_path):
+    grey = picture(tmp_path / "grey.png", mode="L")
+    np.testing.assert_array_equal(read_image(tmp_path / "grey.png", 3), np.repeat(grey[:, :, None], 3, 2))
+    rgba = picture(tmp_path / "rgba.png", mode="RGBA").astype(float)
+    white = rgba[..., :3] * rgba[..., 3:] / 255 + 255 - rgba[..., 3:]
+    np.testing.assert_allclose(read_image(tmp_path / "rgba.png", 3), white, atol=1)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.png", 1), grey)
+    frames = [Image.fromarray(np.full((4, 4, 3), v, np.uint8)) for v in (10, 200)]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    assert np.asarray(read_image(tmp_path / "moving.gif", 3)).max() == 10
+    Image.fromarray(grey).convert("P").save(tmp_path / "palette.gif", transparency=0)
+    assert read_image(tmp_path / "palette.gif", 3).mode == "RGB"
+    Image.fromarray(np.repeat(grey[:, :, None], 4, 2), "CMYK").save(tmp_path / "print.jpg")
+    assert read_image(tmp_path / "print.jpg", 3).mode == "RGB"
+
+
+def test_a_turned_photograph_stands_upright(tmp_path):
+    array = picture(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn clockwise to see it right
+    Image.fromarray(array).save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "turned.png", 3), np.rot90(array, -1))
+
+
+# --- fitting ---------------------------------------------------------------------------------------------------
+
+
+def test_resize_and_crop_is_that_of_the_published_code():
+    """Short side to the size, long side rounded down, centre with borders rounded half to even."""
+    image = Image.fromarray(RNG.integers(0, 256, (30, 53, 3), dtype=np.uint8))
+    small = np.asarray(image.resize((28, 16), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(fit_image(image, Options(16)), small[:, 6:22])
+    small = np.asarray(image.transpose(Image.Transpose.ROTATE_90).resize((16, 28), Image.Resampling.BICUBIC))
+    upright = image.transpose(Image.Transpose.ROTATE_90)
+    np.testing.assert_array_equal(fit_image(upright, Options(16, filter="bicubic")), small[6:22])
+
+
+def test_the_other_ways_to_fit():
+    image = Image.fromarray(RNG.integers(0, 256, (20, 26, 3), dtype=np.uint8))
+    array = np.asarray(image)
+    expected = np.asarray(image.resize((16, 16), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(fit_image(image, Options(16, fit="stretch"), "nearest"), expected)
+    np.testing.assert_array_equal(fit_image(image, Options(16, fit="crop")), array[2:18, 5:21])
+    padded = fit_image(image, Options(32, fit="pad"))
+    np.testing.assert_array_equal(padded[6:26, 3:29], array)
+    assert padded.sum() == array.sum()
+    for fit, size, message in (("crop", 24, "26 x 20 pixels is smaller than the crop of 24"), ("pad", 22, "larger")):
+        with pytest.raises(UserError, match=message):
+            fit_image(image, Options(size, fit=fit))
+
+
+def test_random_crops_are_cut_from_the_image_and_depend_on_its_number(tmp_path):
+    whole = folder_of(tmp_path, 2, size=(40, 40))
+    source = open_source(f"folder:{tmp_path}", "train", Options(8, fit="random-crop"))
+
+    def crops(start_step):
+        return next(examples(source, seed=1, batch_size=6, crop=8, start_step=start_step))[0]["x_0"]
+
+    windows = np.lib.stride_tricks.sliding_window_view(whole[0], (8, 8, 3)).reshape(-1, 8, 8, 3)
+    first = crops(0)
+    assert all((windows == crop).all((1, 2, 3)).any() for crop in first)
+    assert len(np.unique(first, axis=0)) > 1
+    np.testing.assert_array_equal(crops(0), first)
+    assert (crops(1) != first).any()
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------
+
+
+def test_pairs_by_name_and_side_by_side(tmp_path):
+    A, B = folder_of(tmp_path / "A", 3, size=(16, 16)), folder_of(tmp_path / "B", 3, size=(16, 16))
+    found = rows(open_source(f"paired:{tmp_path}/A,{tmp_path}/B", "train", Options(16)))
+    for i, example in enumerate(found):
+        np.testing.assert_array_equal(example["x_T"], A[i])
+        np.testing.assert_array_equal(example["x_0"], B[i])
+    for i in range(3):
+        (tmp_path / "AB").mkdir(exist_ok=True)
+        Image.fromarray(np.concatenate([A[i], B[i]], axis=1)).save(tmp_path / "AB" / f"{i}.png")
+    for example, expected in zip(rows(open_source(f"paired:{tmp_path}/AB", "train", Options(16))), found, strict=True):
+        np.testing.assert_array_equal(example["x_T"], expected["x_T"])
+        np.testing.assert_array_equal(example["x_0"], expected["x_0"])
+
+
+def test_a_pair_is_mirrored_together(tmp_path):
+    both = folder_of(tmp_path / "A", 3, size=(16, 16))
+    shutil.copytree(tmp_path / "A", tmp_path / "B")
+    source = open_source(f"paired:{tmp_path}/A,{tmp_path}/B", "train", Options(16))
+    batch, _ = next(examples(source, seed=0, batch_size=20, flip=True))
+    np.testing.assert_array_equal(batch["x_0"], batch["x_T"])
+    upright = [(x == both).all((1, 2, 3)).any() for x in batch["x_0"]]
+    assert 0 < sum(upright) < 20
+
+
+# --- errors ----------------------------------------------------------------------------------------------------
+
+
+def refused(uri, message, **options):
+    with pytest.raises(UserError, match=message):
+        rows(open_source(uri, "train", Options(16)._replace(**options)))
+
+
+def test_wrong_places_and_options_are_named(tmp_path):
+    (tmp_path / "empty").mkdir()
+    folder_of(tmp_path / "train", 2)
+    np.savez(tmp_path / "other.npz", images=np.zeros(3))
+    np.savez(tmp_path / "uneven.npz", x_0=np.zeros((3, 4, 4, 3), np.uint8), x_T=np.zeros((2, 4, 4, 3), np.uint8))
+    np.savez(tmp_path / "floats.npz", x_0=np.zeros((3, 4, 4, 3)))
+    np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
+    refused("foldr:x", "unknown data source 'foldr'.*Did you mean 'folder'")
+    refused("folder", "names nothing after folder: write folder:PLACE")
+    refused("folder:/nowhere", "there is no folder /nowhere")
+    refused(f"folder:{tmp_path}/empty", "empty holds no images")
+    refused("paired:a,b,c", "give one folder, or two")
+    refused(f"npz:{tmp_path}/none.npz", "there is no file .*none.npz")
+    refused(f"npz:{tmp_path}/other.npz", "other.npz holds images: expected x_0 and/or x_T")
+    refused(f"npz:{tmp_path}/uneven.npz", "its arrays differ in length")
+    refused(f"npz:{tmp_path}/floats.npz", "type float64: expected uint8")
+    refused(f"npz:{tmp_path}/pickled.npy", "cannot read .*pickled.npy")
+    refused("emoji:triples", "unknown variant of the emoji set")
+    refused("emoji", "unknown value of config.data.fit 'squeeze'", fit="squeeze")
+    refused("emoji", "unknown filter in config.data 'bilinaer'.*'bilinear'", filter="bilinaer")
+    refused("emoji", "config.data.channels = 2", channels=2)
+    refused("emoji", "unknown value of config.data.on_error", on_error="ignore")
+    refused(f"paired:{tmp_path}/train", "random-crop is for single images", fit="random-crop")
+    with pytest.raises(UserError, match="has a folder train, but none of test, val, validation"):
+        open_source(f"folder:{tmp_path}", "test", Options(16))
+
+
+def test_images_without_a_partner_are_listed(tmp_path):
+    folder_of(tmp_path / "A", 14)
+    folder_of(tmp_path / "B", 2)
+    refused(f"paired:{tmp_path}/A,{tmp_path}/B", "no partner: 002, 003, .*, 011 and 2 more")
+
+
+def test_an_unreadable_image_is_named_or_skipped_and_counted(tmp_path, caplog):
+    good = folder_of(tmp_path, 3, size=(16, 16))
+    (tmp_path / "001.png").write_bytes((tmp_path / "001.png").read_bytes()[:100])
+    refused(f"folder:{tmp_path}", "cannot read the image .*001.png.*set config.data.on_error=skip")
+    stream = examples(open_source(f"folder:{tmp_path}", "train", Options(16)), seed=0, batch_size=8)
+    with pytest.raises(UserError, match=r"001\.png"):
+        list(itertools.islice(stream, 4))
+    source = open_source(f"folder:{tmp_path}", "train", Options(16, on_error="skip"))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = rows(source)
+    assert [record.message[:26] for record in caplog.records] == ["skipped image no. 1 of 2: "]
+    np.testing.assert_array_equal(found[1]["x_0"], good[0])  # the next one in its place
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"")
+    refused(f"folder:{tmp_path}", "none of the 2 images is readable", on_error="skip")
+
+
+def test_what_a_source_lacks_is_found_at_the_start(tmp_path):
+    x, label = np.zeros((4, 4, 3), np.uint8), np.int32(3)
+    check_example({"x_0": x, "label": label}, True, 4, "s")
+    for example, corrupts, classes, message in (
+        ({"x_T": x}, True, 0, "no clean images to corrupt: set config.data.corruption to none"),
+        ({"x_0": x}, False, 0, "clean images alone: set config.data.corruption"),
+        ({"x_0": x, "x_T": x}, True, 0, "brings its own x_T"),
+        ({"x_0": x}, True, 5, "s has no labels, which config.network.classes = 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_example(example, corrupts, classes, "s")
+    check_labels({"label": np.array([0, 3])}, 4)
+    for bad in (np.array([0, 4]), np.array([-1, 2])):
+        with pytest.raises(UserError, match=r"label (4|-1) is out of range: config.network.classes = 4 has 0 ... 3"):
+            check_labels({"label": bad}, 4)
+
+
+# --- damaged files ---------------------------------------------------------------------------------------------
+
+FUZZ = """
+import resource, sys, time
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.data.images import fit_image, read_image
+from ibmd_jax.data.source import Options
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+slowest, refused = 0.0, 0
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    begin = time.perf_counter()
+    try:
+        image = read_image(file, 3)
+        assert fit_image(image, Options(16)).shape == (16, 16, 3)
+    except UserError as error:
+        assert file.name in str(error) or "pixels" in str(error), error
+        refused += 1
+    slowest = max(slowest, time.perf_counter() - begin)
+print(refused, slowest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def bomb(width, height):
+    """A PNG whose header declares a size that its data does not have."""
+    import io
+    import struct
+    import zlib
+
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    data = bytearray(file.getvalue())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    return bytes(data)
+
+
+def test_500_damaged_files_cost_neither_time_nor_memory(tmp_path):
+    rng, formats, n = np.random.default_rng(1), ["png", "jpeg", "webp", "gif", "bmp", "tiff"], 0
+    valid = {}
+    for kind in formats:
+        file = tmp_path / f"valid.{kind}"
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(file)
+        valid[kind] = file.read_bytes()
+        file.unlink()
+    for i in range(480):
+        kind = formats[i % len(formats)]
+        data = bytearray(valid[kind])
+        if i % 3 == 0:
+            data = data[: rng.integers(len(data))]
+        else:
+            places = rng.integers(len(data) if i % 3 == 1 else 64, size=rng.integers(1, 20))
+            for place in places:
+                data[place] ^= 1 << rng.integers(8)
+        (tmp_path / f"{n:03d}.{kind}").write_bytes(data)
+        n += 1
+    for width, height in ((65535, 65535), (2**31 - 1, 2**31 - 1), (20000, 20000), (8000, 9000), (0, 5)):
+        (tmp_path / f"{n:03d}.png").write_bytes(bomb(width, height))
+        n += 1
+    for content in (b"", b"\\x89PNG", b"%PDF-1.4", b"<svg/>", bytes(10_000)):
+        (tmp_path / f"{n:03d}.jpg").write_bytes(content)
+        n += 1
+    Image.new("L", (60000, 60000)).save(tmp_path / f"{n:03d}.png", compress_level=1)  # a true bomb, 3.6 GB
+    for kind in formats[:5] + formats[:4]:
+        n += 1
+        other = formats[(formats.index(kind) + 1) % 6]  # a wrong name does not matter
+        (tmp_path / f"{n:03d}.{other}").write_bytes(valid[kind])
+    assert n + 1 == 500
+    result = subprocess.run([sys.executable, "-c", FUZZ, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    refused_files, slowest, kilobytes = result.stdout.split()
+    assert 150 < int(refused_files) < 495  # a flipped bit in the pixels leaves a readable image
+    assert float(slowest) < 2
+    assert int(kilobytes) < 1_000_000
+
+
+# --- TensorFlow Datasets ---------------------------------------------------------------------------------------
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """A folder for prepared datasets, for this process alone."""
+    folder = tmp_path_factory.mktemp("tfds")
+    kept = os.environ.get("TFDS_DATA_DIR")
+    os.environ["TFDS_DATA_DIR"] = str(folder)
+    yield folder
+    os.environ.pop("TFDS_DATA_DIR") if kept is None else os.environ.update(TFDS_DATA_DIR=kept)
+
+
+def pix2pix(root):
+    for split, count in (("train", 3), ("val", 2)):
+        for i in range(count):
+            picture(root / split / f"{i}_AB.png", size=(32, 16))
+
+
+def test_an_unprepared_dataset_says_how_to_prepare_it(datasets):
+    refused("tfds:edges2handbags", "is not prepared in .*: run python -m ibmd_jax.data.prepare edges2handbags --from")
+    refused("tfds:no_such_set", "tfds:no_such_set: .*not found")
+
+
+def test_edges2handbags_from_its_original_files(datasets, tmp_path, capsys):
+    pix2pix(tmp_path / "e2h")
+    assert prepare(["edges2handbags", "--from", str(tmp_path / "e2h")]) == 0
+    train, test = (open_source("tfds:edges2handbags", s, Options(16)) for s in ("train", "test"))
+    assert (len(train), len(test)) == (3, 2)
+    files = {f.read_bytes(): f for f in sorted((tmp_path / "e2h" / "train").iterdir())}
+    halves = [np.asarray(Image.open(f)) for f in files.values()]
+    for example in rows(train):
+        assert any((example["x_T"] == h[:, :16]).all() and (example["x_0"] == h[:, 16:]).all() for h in halves)
+    assert prepare(["edges2handbags", "--from", str(tmp_path / "nowhere")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+
+
+def test_diode_draws_normals_as_the_published_code(datasets, tmp_path):
+    for i in range(2):
+        place = tmp_path / "train" / "outdoor" / "scene_00001" / "scan_00001"
+        picture(place / f"{i}.png", size=(512, 384))
+        np.save(place / f"{i}_normal.npy", RNG.normal(size=(384, 512, 3)).astype(np.float32))
+    picture(place / "without.png")
+    assert prepare(["diode_normals", "--from", str(tmp_path)]) == 0
+    assert len(open_source("tfds:diode_normals", "train", Options(256))) == 2
+    normals = np.zeros((256, 256, 3))
+    normals[0, 0], normals[0, 1] = (0.5, -0.25, 1.0), (0.0, 0.0, 0.0)
+    drawn = draw_normals(normals)
+    assert drawn[0, 0].tolist() == [int(255 * 0.375), 0, int(255 * 0.625)]  # (n + 0.25) / 2
+    assert drawn[0, 1].tolist() == [0, 0, 0]  # unknown: at the minimum
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
+def test_fashion_mnist_from_debian_s_files(datasets, capsys):
+    assert prepare(["fashion_mnist", "--from", str(FASHION)]) == 2
+    assert "its checksum differs" in capsys.readouterr().err
+    assert prepare(["fashion_mnist", "--from", str(FASHION), "--repacked"]) == 0
+    source = open_source("tfds:fashion_mnist", "train", Options(32, channels=1, fit="pad"))
+    assert len(source) == 60000
+    batch, _ = next(examples(source, seed=0, batch_size=64))
+    assert batch["x_0"].shape == (64, 32, 32, 1)
+    assert set(batch["label"]) <= set(range(10))
