@@ -1,5 +1,6 @@
 """Image files of any kind as arrays of one shape, by Pillow."""
 
+import io
 import logging
 from pathlib import Path
 
@@ -22,18 +23,19 @@ MAX_PIXELS = 80_000_000  # a file that declares more is taken for a decompressio
 FITS = ("resize-crop", "stretch", "crop", "random-crop", "pad")
 
 
-def read_image(path: Path, channels: int) -> Image.Image:
+def read_image(path: Path, channels: int, content: bytes | None = None) -> Image.Image:
     """The first frame of a file, upright, as RGB or grey of 8 bits; transparency is put on white.
 
+    Args: content: the file's bytes, where they are at hand; path is then but a name.
     Raises: UserError that names the file, for whatever is wrong with it.
     """
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(f"{path} declares {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
-            image.load()
-            return _plain(ImageOps.exif_transpose(image), channels)
+            ImageOps.exif_transpose(image, in_place=True)
+            return _plain(image, channels)
     except UserError:
         raise
     except FileNotFoundError as error:
@@ -48,7 +50,11 @@ def _plain(image: Image.Image, channels: int) -> Image.Image:
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    if image.mode == mode:
+        image.load()  # convert would copy it, too
+        return image
+    return image.convert(mode)
 
 
 def fit_image(image: Image.Image, options: Options, filter_name: str = "") -> np.ndarray:

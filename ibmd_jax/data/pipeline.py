@@ -13,6 +13,7 @@ from typing import TypeVar
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.streams import stream
@@ -63,6 +64,8 @@ def examples(
     read = grain.ReadOptions(num_threads=16, prefetch_buffer_size=max(16, 2 * local))
     dataset = dataset.to_iter_dataset(read).batch(local)
     if workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which only programs parse
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     return iter(dataset)
 

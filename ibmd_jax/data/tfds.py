@@ -1,12 +1,13 @@
 """TensorFlow Datasets by name, read at random from their ArrayRecord files; TensorFlow is loaded here only."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.data.images import from_array
+from ibmd_jax.data.images import fit_image, read_image
 from ibmd_jax.data.source import Example, Options
 
 FEATURES = {"x_0": ("x_0", "image"), "x_T": ("x_T",), "label": ("label",)}
@@ -20,8 +21,8 @@ def data_dir() -> str | None:
 class Tfds:
     """A prepared dataset: its feature "image" is x_0; builders of this package call theirs x_0 and x_T."""
 
-    def __init__(self, data: Any, options: Options):
-        self.data, self.options = data, options
+    def __init__(self, name: str, data: Any, options: Options):
+        self.name, self.data, self.options = name, data, options
 
     def __len__(self) -> int:
         return len(self.data)
@@ -33,7 +34,8 @@ class Tfds:
             if key and name == "label":
                 out[name] = np.int32(row[key])
             elif key:
-                out[name] = from_array(row[key], self.options, self.options.filter_T if name == "x_T" else "")
+                image = read_image(Path(f"example {index} of {self.name}"), self.options.channels, row[key])
+                out[name] = fit_image(image, self.options, self.options.filter_T if name == "x_T" else "")
         return out
 
 
@@ -57,7 +59,12 @@ def tfds(where: str, split: str, options: Options) -> Tfds:
     found = next((n for n in names if n in builder.info.splits), None)
     if found is None:
         raise UserError(f"tfds:{where} has the splits {', '.join(builder.info.splits)}, none of {', '.join(names)}")
-    source = Tfds(builder.as_data_source(split=found), options)
-    if not source[0].keys() & {"x_0", "x_T"}:
-        raise UserError(f"tfds:{where} has the features {', '.join(builder.info.features)}: none is an image we know")
-    return source
+    known = {key for name in ("x_0", "x_T") for key in FEATURES[name]}
+    images = {key for key, kind in builder.info.features.items() if isinstance(kind, library.features.Image)} & known
+    if not images:
+        raise UserError(
+            f"tfds:{where} has the features {', '.join(builder.info.features)}: an image must be called "
+            + ", ".join(sorted(known))
+        )
+    raw = {key: library.decode.SkipDecoding() for key in images}  # Pillow's decoder does, as for files
+    return Tfds(f"tfds:{where}", builder.as_data_source(split=found, decoders=raw), options)

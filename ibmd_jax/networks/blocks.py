@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
+from ibmd_jax.networks.convolution import convolve
 
 
 def timestep_embedding(t: Array, dim: int, max_period: float = 1e4) -> Array:
@@ -37,7 +38,8 @@ def conv(features: int, size: int, name: str, zero: bool = False, dtype: Any = N
     """A size x size convolution with PyTorch's symmetric padding; zero: starts as the zero map."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     pad = [(size // 2, size // 2)] * 2
-    return nn.Conv(features, (size, size), stride, padding=pad, kernel_init=init, name=name, dtype=dtype)
+    settings = {"padding": pad, "kernel_init": init, "dtype": dtype, "conv_general_dilated": convolve}
+    return nn.Conv(features, (size, size), stride, name=name, **settings)
 
 
 def upsample(x: Array) -> Array:

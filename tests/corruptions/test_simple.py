@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, sobel
 
+from ibmd_jax.corruptions import CORRUPTIONS
 from ibmd_jax.corruptions.simple import grey, noise, sketch
 
 
@@ -39,7 +40,7 @@ def test_a_sketch_is_sobels_operator_after_a_gaussian(shape, sigma):
 
 def test_a_sketch_draws_a_dark_line_along_an_edge_and_nothing_else():
     x_0 = jnp.where(jnp.arange(32)[None, :, None] < 16, -1.0, 1.0) * jnp.ones((32, 1, 3))
-    x_T = sketch(None, x_0).x_T
+    x_T = CORRUPTIONS["sketch"](None, x_0).x_T
     assert x_T[:, 15:17].max() < -0.9
     np.testing.assert_allclose(x_T[:, :12], 1, atol=1e-6)
     np.testing.assert_allclose(x_T[:, 20:], 1, atol=1e-6)

@@ -32,9 +32,9 @@ def operations(jaxpr):
     """Multiplications and additions of all convolutions and matrix products, borders of padding included."""
     total = 0
     for equation in jaxpr.eqns:
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            total += operations(inner) if hasattr(inner, "eqns") else 0
+        for value in equation.params.values():  # of branches, which are for other platforms, the largest
+            inner = [getattr(v, "jaxpr", v) for v in (value if isinstance(value, tuple) else (value,))]
+            total += max(operations(v) if hasattr(v, "eqns") else 0 for v in inner or (0,))
         out = equation.outvars[0].aval.shape
         if equation.primitive.name == "conv_general_dilated":
             total += 2 * math.prod(out) * math.prod(equation.invars[1].aval.shape[:-1])

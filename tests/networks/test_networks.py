@@ -12,7 +12,14 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.networks.adapters import from_linen, from_nnx
 from ibmd_jax.networks.adm import PRESETS
-from ibmd_jax.networks.blocks import AttentionBlock, ResBlock, depth_to_space, space_to_depth, timestep_embedding
+from ibmd_jax.networks.blocks import (
+    AttentionBlock,
+    ResBlock,
+    conv,
+    depth_to_space,
+    space_to_depth,
+    timestep_embedding,
+)
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.networks.generator import with_noise_input
 from ibmd_jax.networks.unet import UNet
@@ -218,3 +225,21 @@ def test_from_nnx_refuses_other_state():
 
     with pytest.raises(TypeError, match=r"only nnx\.Param"):
         from_nnx(Noisy)
+
+
+def conv_by_xla(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@pytest.mark.parametrize(("size", "channels", "product"), [(4, 256, True), (4, 128, False), (32, 256, False)])
+def test_small_convolutions_are_a_product_on_the_cpu(size, channels, product):
+    k = jax.random.split(jax.random.key(0), 2)
+    x, kernel = jax.random.normal(k[0], (2, size, size, channels)), jax.random.normal(k[1], (3, 3, channels, 16)) / 48
+    layer = conv(16, 3, "c")
+    params = {"params": {"kernel": kernel, "bias": jnp.arange(16.0)}}
+    np.testing.assert_allclose(layer.apply(params, x), np.asarray(conv_by_xla(x, kernel)) + np.arange(16.0), atol=2e-5)
+    assert ("stablehlo.convolution" not in jax.jit(layer.apply).lower(params, x).as_text()) == product
+    if product:
+        usual = jax.grad(lambda p: jnp.sin(conv_by_xla(x, p)).sum())(kernel)
+        ours = jax.grad(lambda p: jnp.sin(layer.apply({"params": {"kernel": p, "bias": jnp.zeros(16)}}, x)).sum())
+        np.testing.assert_allclose(ours(kernel), usual, atol=1e-4)
