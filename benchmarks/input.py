@@ -3,8 +3,8 @@
     python -m benchmarks.input --torch_python torch_venv/bin/python
 
 256-pixel images from JPEGs of 12 megapixels, JPEGs of 500 x 375, and PNGs of 256 pixels in ArrayRecord (for PyTorch:
-the same PNGs as files). Both run with the same number of worker processes, in turns. Then the time of every corruption at
-256 pixels. Writes benchmarks/results/input.{json,md}. The torch environment needs torch, numpy and pillow.
+the same PNGs as files). Both run with the same number of worker processes, in turns. Then the time of every corruption
+at 256 pixels. Writes benchmarks/results/input.{json,md}. The torch environment needs torch, numpy and pillow.
 """
 
 import argparse

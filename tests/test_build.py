@@ -7,13 +7,15 @@ from pathlib import Path
 import config_files
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from ibmd_jax.bridges import DDBMVP, OtOde
 from ibmd_jax.build import _bridge, build
 from ibmd_jax.convert.__main__ import main as convert
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.train.job import load_teacher
+from ibmd_jax.train.checkpoint import load_params
+from ibmd_jax.train.job import load_teacher, run
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +60,42 @@ def test_a_converted_teacher_brings_its_network_bridge_and_parametrisation(tmp_p
     assert bool(jnp.isfinite(x_0).all())
 
 
+@pytest.mark.usefixtures("lenient")
+def test_training_starts_from_given_parameters(tmp_path):
+    """A teacher of no steps is what it started from; config.network keeps what says how it is computed."""
+    golden = ROOT / "tests" / "golden" / "ddbm_tiny.pt"
+    assert convert([str(golden), "--to", str(tmp_path / "start"), "--head_channels", "16"]) == 0
+    config = quicktest()
+    config.teacher.update(start=str(tmp_path / "start"), steps=1, ema_decay=0.0)
+    config.teacher.optimizer.update(learning_rate=0.0, warmup=0)
+    config.network = {"name": "adm", "conditional": True, "dropout": 0.2}
+    job = build(config)
+    assert job.config["network"]["channels"] == 32
+    assert job.config["network"]["dropout"] == 0.2
+    assert job.config["bridge"]["name"] == "i2sb"
+    run(job, tmp_path / "run", "teacher")
+    first, _ = load_params(tmp_path / "start", jax.eval_shape(job.init_params, jax.random.key(0)))
+    last, _ = load_params(tmp_path / "run" / "teacher" / "export", first)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(last), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    config.teacher.checkpoint = config.teacher.start
+    with pytest.raises(UserError, match=r"config.teacher.checkpoint and .start are both set"):
+        build(config)
+
+
+def test_corrupted_images_alone_train_no_teacher_and_are_not_evaluated(tmp_path):
+    np.savez(tmp_path / "x.npz", x_T=np.zeros((40, 32, 32, 3), np.uint8))
+    config = quicktest()
+    config.data.update(source=f"npz:{tmp_path}/x.npz", corruption="none")
+    job = build(config)
+    assert not job.clean
+    assert job.test().x_0 is None
+    for mode in ("all", "teacher", "evaluate"):
+        with pytest.raises(UserError, match=f"has no clean images, which --mode={mode} needs"):
+            run(job, tmp_path / "run", mode)
+    assert not (tmp_path / "run").exists()
+
+
 def test_ot_ode_makes_a_bridge_deterministic():
     assert _bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
     assert _bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()
@@ -91,10 +129,22 @@ def test_ot_ode_makes_a_bridge_deterministic():
         ("sampler", {"name": "dbim", "order": 2}, "config.evaluate.sampler has no field 'order': it takes eta, clip"),
         ("sampler", {"name": "dbim_high_order", "order": 4}, "order = 4, it must be 2 or 3"),
         ("sampler", {"name": "dbim", "time_grid": "cosine"}, "unknown time grid 'cosine'"),
+        ("corruption", "jpg-5", "unknown corruption 'jpg-5'.*Did you mean 'jpeg-5'"),
+        ("corruption", {"name": "jpeg", "quality": 0}, "config.data.corruption = .*quality"),
+        ("corruption", {"name": "sr-pool", "factor": 5}, "config.data.corruption = .*32"),
+        ("corruption", "none", "emoji .train. has clean images alone"),
+        ("source", "emoji:pairs", "emoji:pairs .train. brings its own x_T"),
+        ("features", "inception", "unknown feature network 'inception'"),
+        ("multistep", "both", "unknown value of config.distill.multistep 'both'"),
     ],
 )
 def test_wrong_settings_are_named(field, value, message):
     config = quicktest()
-    setattr(config.evaluate if field == "sampler" else config, field, value)
+    sections = {"sampler": "evaluate", "features": "evaluate", "corruption": "data", "source": "data"}
+    section = {**sections, "multistep": "distill"}.get(field)
+    with config.unlocked():
+        place = config[section] if section else config
+        place.pop(field)  # of any type
+        place[field] = value
     with pytest.raises(UserError, match=message):
         build(config)

@@ -281,3 +281,30 @@ def test_i2sb_without_its_options_and_with_another_ema(tmp_path, capsys):
     (tmp_path / "there").mkdir()
     assert main([str(source), "--to", str(tmp_path / "there")]) == 2
     assert "exists: choose another folder" in capsys.readouterr().err
+
+
+def test_an_adm_gets_input_channels_for_x_T(tmp_path, capsys):
+    params = weights({**NETWORK, "out_channels": 6}, 3)
+    torch_zip.save(tmp_path / "adm.pt", to_torch(params))
+    command = [str(tmp_path / "adm.pt"), "--to", str(tmp_path / "start"), "--head_channels", "16", "--x_T"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "copies of those for x_t" in printed
+    assert "use it by config.teacher.start" in printed
+    found, meta = loaded(tmp_path / "start")
+    first = params["input_blocks_0_0/kernel"]
+    np.testing.assert_array_equal(found["input_blocks_0_0/kernel"], np.concatenate([first, first], axis=2))
+    assert meta["model"]["network"]["conditional"]
+
+
+def test_i2sb_s_network_alone_needs_its_options(tmp_path, capsys):
+    source = i2sb_run(tmp_path / "run", weights(channels=6), weights(channels=6), cond_x1=True)
+    torch_zip.save(source, {f"diffusion_model.{k}": v for k, v in to_torch(weights(channels=6)).items()})
+    assert main([str(source), "--to", str(tmp_path / "out"), "--head_channels", "16"]) == 0
+    assert "it has no EMA: took the raw weights" in capsys.readouterr().out
+    model = read_meta(tmp_path / "out")["model"]
+    assert model["bridge"]["name"] == "i2sb_table"
+    assert model["network"]["conditional"]
+    (tmp_path / "run" / "options.pkl").unlink()
+    assert main([str(source), "--to", str(tmp_path / "other"), "--head_channels", "16"]) == 2
+    assert "options.pkl: I2SB writes it" in capsys.readouterr().err

@@ -10,7 +10,7 @@ import pytest
 from ibmd_jax.bridges import I2SB
 from ibmd_jax.bridges.parametrisations import eps, native_weight
 from ibmd_jax.core.types import Batch
-from ibmd_jax.methods import teacher
+from ibmd_jax.methods import ibmd, teacher
 from ibmd_jax.methods.base import WEIGHTS, split_batch
 from ibmd_jax.methods.teacher import bridge_matching_loss
 
@@ -83,3 +83,24 @@ def test_split_batch_keeps_every_example_once():
     assert parts.x_T.shape == (3, 4, 1)
     assert sorted(np.ravel(parts.x_T).tolist()) == list(range(12))
     assert parts.x_0 is None
+
+
+def test_dropout_gets_a_key_of_its_own_in_training_alone():
+    keys = []
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None, key=None):
+        keys.append(key)
+        return x_t * params
+
+    batch = draw(jax.random.key(0), 4)
+    t, key = jnp.full((4,), 0.5), jax.random.key(1)
+    for dropout in (True, False):
+        bridge_matching_loss(denoise, BRIDGE, jnp.float32(1), batch, t, key, dropout=dropout)
+    assert keys[1] is None
+    assert (jax.random.key_data(keys[0]) != jax.random.key_data(key)).any()
+    keys.clear()
+    settings = {"auxiliary_updates": 2, "dropout": True}
+    m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), **settings)
+    m.step(m.init((jnp.float32(1), jnp.float32(1))), jnp.float32(1), Batch(jnp.ones((12, 2))), key)
+    assert sum(k is not None for k in keys) == 1  # the auxiliary's update, traced once; no other pass drops anything
+    assert len(keys) == 5

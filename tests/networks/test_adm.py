@@ -15,7 +15,9 @@ from ibmd_jax.convert.__main__ import shapes_of
 from ibmd_jax.convert.names import convert
 from ibmd_jax.convert.published import network_settings
 from ibmd_jax.networks import NETWORKS
+from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.adm import ADM
+from ibmd_jax.networks.blocks import ResBlock
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 # Size, input channels, parameters, tensors, 10^9 operations of a forward pass at batch 1 (PyTorch's counter).
@@ -147,3 +149,24 @@ def test_remat_changes_nothing():
 
     for a, b in zip(*(jax.tree.leaves(gradient(ADM(**small, remat=r))) for r in (False, True)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_dropout_needs_a_key_and_keeps_the_mean():
+    small = {"channels": 32, "multipliers": (1,), "blocks": 1, "attention": (), "head_channels": 16}
+    x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.ones(2)
+    network, plain = (from_linen(ADM(**small, dropout=rate)) for rate in (0.1, 0.0))
+    params = jax.tree.map(lambda p: p + 0.05, plain.init(jax.random.key(1), x, t))
+    expected = plain.apply(params, x, t)
+    np.testing.assert_array_equal(network.apply(params, x, t), expected)
+    np.testing.assert_array_equal(plain.apply(params, x, t, None, None, jax.random.key(2)), expected)
+    keys = jax.random.split(jax.random.key(3), 2)
+    a, b = (network.apply(params, x, t, None, None, key) for key in keys)
+    assert jnp.abs(a - expected).max() > 1e-3
+    assert jnp.abs(a - b).max() > 1e-3
+    np.testing.assert_array_equal(a, network.apply(params, x, t, None, None, keys[0]))
+    block = ResBlock(32, dropout=0.5)
+    h, emb = jax.random.normal(keys[0], (1, 4, 4, 32)), jnp.ones((1, 8))
+    weights = jax.tree.map(lambda p: p + 0.05, block.init(keys[1], h, emb))
+    drawn = jax.vmap(lambda k: block.apply(weights, h, emb, rngs={"dropout": k}))(jax.random.split(keys[0], 4000))
+    np.testing.assert_allclose(drawn.mean(0), block.apply(weights, h, emb), atol=0.1)
+    assert drawn.std(0).max() > 0.5
