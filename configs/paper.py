@@ -110,7 +110,7 @@ def get_config(arg: str = "jpeg-5") -> ml_collections.ConfigDict:
     config.name = f"paper-{arg}"
     config.data.update({k: v for k, v in chosen["data"].items() if k != "corruption"})
     with config.unlocked():
-        config.data.corruption = ml_collections.config_dict.placeholder(object)  # a name, or a name and its settings
+        del config.data.corruption  # a name there; here it may come with settings
         config.data.corruption = chosen["data"]["corruption"]
         config.bridge = chosen["bridge"]
         config.network = {**chosen["network"], "dtype": "bfloat16", "remat": True}

@@ -144,7 +144,7 @@ def test_wrong_settings_are_named(field, value, message):
     section = {**sections, "multistep": "distill"}.get(field)
     with config.unlocked():
         place = config[section] if section else config
-        place.pop(field)  # of any type
+        del place[field]  # so that it may be of any type
         place[field] = value
     with pytest.raises(UserError, match=message):
         build(config)
