@@ -29,7 +29,7 @@ class Images(torch.utils.data.Dataset):
         if short != size:
             image = image.resize((size * image.width // short, size * image.height // short), Image.BILINEAR)
         left, top = (image.width - size) // 2, (image.height - size) // 2
-        x = np.asarray(image.crop((left, top, left + size, top + size)))
+        x = np.array(image.crop((left, top, left + size, top + size)))
         return torch.from_numpy(np.ascontiguousarray(x[:, ::-1] if index % 2 else x))
 
 

@@ -7,6 +7,7 @@ step by number, and sees the same global batches on any number of processes and 
 
 import collections
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -59,10 +60,10 @@ def examples(
         .random_map(augment)
         .map_with_index(lambda n, example: (example, np.int64(n)))
     )
-    dataset = dataset[start_step * batch_size + process :: processes]
-    local = batch_size // processes
-    read = grain.ReadOptions(num_threads=16, prefetch_buffer_size=max(16, 2 * local))
-    dataset = dataset.to_iter_dataset(read).batch(local)
+    # Batches first: then workers and threads share out whole batches, and leave their order alone.
+    dataset = dataset[start_step * batch_size + process :: processes].batch(batch_size // processes)
+    threads = 1 if workers else min(16, 2 * (os.cpu_count() or 1))
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which only programs parse
             flags.FLAGS.mark_as_parsed()
@@ -75,10 +76,11 @@ def images_of(example: Example) -> Example:
 
 
 def random_crop(example: Example, size: int, rng: np.random.Generator) -> Example:
-    """The same square of every image of an example."""
+    """The same square of every image of an example, as a copy: a view would keep the whole image in memory."""
     height, width = next(iter(images_of(example).values())).shape[:2]
     top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
-    return {**example, **{k: x[top : top + size, left : left + size] for k, x in images_of(example).items()}}
+    square = np.s_[top : top + size, left : left + size]
+    return {**example, **{name: x[square].copy() for name, x in images_of(example).items()}}
 
 
 def mirror(example: Example) -> Example:
