@@ -19,8 +19,8 @@ python -m ibmd_jax.main --config=configs/paper.py:jpeg-5-quicktest     a minute 
 
 FID is that of the paper's protocol: Inception, ImageNet against the training or validation set, edges2handbags and
 DIODE against the training set. It is not computed here: --mode=sample writes the restored images for clean-fid.
-Data: an ImageNet folder with train and val; edges2handbags as pix2pix ships it; DIODE's normals and images in two
-folders of equal names. The full-size rows were built and traced here, not run.
+Data: an ImageNet folder with train and val; edges2handbags as pix2pix ships it, or tfds:edges2handbags; and
+tfds:diode_normals (see python -m ibmd_jax.data.prepare --help). The full-size rows were built and traced here, not run.
 """
 
 import importlib.util
@@ -48,17 +48,22 @@ DDBM = {
     "parametrisation": {"name": "ddbm"},
     "sampler": {"name": "dbim", "time_grid": "dbim", "clip": True},
     "optimizer": RADAM,
-    "distill": {"noise_channels": 1, "student_weight": "native_ten_to_1", "auxiliary_weight": "native"},
+    "distill": {
+        "noise_channels": 1,
+        "student_weight": "native_ten_to_1",
+        "auxiliary_weight": "native",
+        "t_min": 1e-4,
+    },
 }
 E2H = {
     **DDBM,
     "data": {**DDBM["data"], "source": "paired:edges2handbags", "size": 64},
-    "network": {"name": "ddbm-e2h-64", "conditional": True},
+    "network": {"name": "ddbm-e2h-64", "conditional": True, "dropout": 0.1},
 }
 DIODE = {
     **DDBM,
-    "data": {**DDBM["data"], "source": "paired:diode/normals,diode/images", "size": 256, "filter_T": "nearest"},
-    "network": {"name": "ddbm-diode-256", "conditional": True},
+    "data": {**DDBM["data"], "source": "tfds:diode_normals", "size": 256, "filter_T": "nearest"},
+    "network": {"name": "ddbm-diode-256", "conditional": True, "dropout": 0.1},
 }
 DBIM = {
     "data": {**IMAGENET, "corruption": {"name": "inpaint-center", "fill": "grey"}},
@@ -117,9 +122,10 @@ def get_config(arg: str = "jpeg-5") -> ml_collections.ConfigDict:
         config.parametrisation = chosen["parametrisation"]
         config.evaluate.sampler = chosen["sampler"]
         config.distill.student_optimizer = config.distill.auxiliary_optimizer = chosen["optimizer"]
-    config.teacher.update(checkpoint=f"teachers/{name}", weight="native", ema_decay=0.99, t_min=1e-6)
     common = {"batch_size": 256, "auxiliary_updates": 5, "ema_decay": 0.99, "t_min": 1e-6, "time_sampler": "uniform"}
     config.distill.update(**{**common, **chosen["distill"]})
+    t_min = config.distill.t_min
+    config.teacher.update(checkpoint=f"teachers/{name}", weight="native", ema_decay=0.99, t_min=t_min)
     config.evaluate.update(nfe=(1, 2, 10), features="none", batch_size=16, examples=1000)
     if arg != name:
         _quicktest(config)

@@ -227,9 +227,9 @@ class Data(NamedTuple):
 
 
 def build_data(config: ml_collections.ConfigDict) -> Data:
-    """The part of `build` that needs no network. Raises: UserError."""
+    """The part of `build` that needs no parameters, and so no given teacher. Raises: UserError."""
     with _naming_fields():
-        c = _with_model(json.loads(config.to_json_best_effort()))
+        c = json.loads(config.to_json_best_effort())
         shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
         return _data(c, shape, getattr(_network(c["network"])[0], "classes", 0))
 

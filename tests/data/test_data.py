@@ -8,7 +8,7 @@ import pytest
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.corruptions import CORRUPTIONS
 from ibmd_jax.data.emoji import emoji, index, tiles
-from ibmd_jax.data.pipeline import examples, make_corrupt
+from ibmd_jax.data.pipeline import ahead, examples, make_corrupt
 from ibmd_jax.data.source import Options
 
 
@@ -51,6 +51,19 @@ def test_a_run_resumes_at_any_step():
         for (a, i), (b, j) in zip(whole[start:], take(6 - start, start_step=start), strict=True):
             np.testing.assert_array_equal(a, b)
             np.testing.assert_array_equal(i, j)
+
+
+def test_worker_processes_change_nothing():
+    for (a, i), (b, j) in zip(take(5, start_step=2), take(5, start_step=2, workers=2), strict=True):
+        np.testing.assert_array_equal(i, j)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_few_batches_are_asked_for_ahead():
+    asked = []
+    stream = ahead((asked.append(i) or i for i in range(5)), 2)
+    assert [(next(stream), len(asked)) for _ in range(5)] == [(0, 3), (1, 4), (2, 5), (3, 5), (4, 5)]
+    assert next(stream, None) is None
 
 
 @pytest.mark.parametrize("processes", [2, 4])

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import config_files
 import numpy as np
 import pytest
 from PIL import Image
 
+from ibmd_jax.build import build
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data import SOURCES, open_source
 from ibmd_jax.data.builders import draw_normals
@@ -19,6 +21,7 @@ from ibmd_jax.data.images import fit_image, read_image
 from ibmd_jax.data.pipeline import check_example, check_labels, examples
 from ibmd_jax.data.prepare import main as prepare
 from ibmd_jax.data.source import Options, split_indices
+from ibmd_jax.train.job import run
 
 RNG = np.random.default_rng(0)
 
@@ -338,7 +341,7 @@ def test_500_damaged_files_cost_neither_time_nor_memory(tmp_path):
 
 # --- TensorFlow Datasets ---------------------------------------------------------------------------------------
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
+FASHION_PACKAGE, FASHION = "dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist")
 
 
 @pytest.fixture(scope="module")
@@ -390,13 +393,39 @@ def test_diode_draws_normals_as_the_published_code(datasets, tmp_path):
     assert drawn[0, 1].tolist() == [0, 0, 0]  # unknown: at the minimum
 
 
-@pytest.mark.skipif(not FASHION.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
-def test_fashion_mnist_from_debian_s_files(datasets, capsys):
-    assert prepare(["fashion_mnist", "--from", str(FASHION)]) == 2
+@pytest.fixture(scope="module")
+def fashion_files(tmp_path_factory):
+    """The four original files: Debian's package, installed or unpacked for this test."""
+    if FASHION.is_dir():
+        return FASHION
+    folder = tmp_path_factory.mktemp("debian")
+    try:
+        subprocess.run(
+            ["apt-get", "download", FASHION_PACKAGE], cwd=folder, check=True, capture_output=True, timeout=120
+        )
+        subprocess.run(["dpkg", "-x", *folder.glob("*.deb"), folder], check=True, capture_output=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"{FASHION_PACKAGE} is not installed, and apt-get could not fetch it: {error}")
+    return folder / FASHION.relative_to("/")
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_teacher_trains_on_fashion_mnist(datasets, fashion_files, capsys, tmp_path):
+    """Prepared without network, by the public builder, from the original files."""
+    assert prepare(["fashion_mnist", "--from", str(fashion_files)]) == 2
     assert "its checksum differs" in capsys.readouterr().err
-    assert prepare(["fashion_mnist", "--from", str(FASHION), "--repacked"]) == 0
+    assert prepare(["fashion_mnist", "--from", str(fashion_files), "--repacked"]) == 0
     source = open_source("tfds:fashion_mnist", "train", Options(32, channels=1, fit="pad"))
     assert len(source) == 60000
     batch, _ = next(examples(source, seed=0, batch_size=64))
     assert batch["x_0"].shape == (64, 32, 32, 1)
     assert set(batch["label"]) <= set(range(10))
+
+    config = config_files.load("inpaint").get_config("quicktest")
+    config.data.update(source="tfds:fashion_mnist", channels=1, fit="pad")
+    with config.unlocked():
+        config.network.out_channels = 1
+    config.teacher.steps = 20
+    config.evaluate.update(features="none", examples=8, batch_size=8)
+    run(build(config), tmp_path / "run", "teacher")
+    assert (tmp_path / "run" / "teacher" / "export").is_dir()

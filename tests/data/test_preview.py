@@ -1,0 +1,33 @@
+"""The command that shows what a model will see."""
+
+import re
+
+import config_files
+import numpy as np
+from PIL import Image
+
+from ibmd_jax.data.preview import preview
+
+
+def test_a_preview_of_photographs_shows_ranges_and_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.jpg")
+    config = config_files.load("paper").get_config("jpeg-5")
+    config.data.source = f"folder:{tmp_path}/photos"
+    config.evaluate.batch_size = 1
+    text = preview(config, tmp_path / "out.png", 2)
+    assert "2 training examples, 1 test examples" in text
+    low, high = map(float, re.search(r"x_T   \(32, 256, 256, 3\) float32: (\S+) to (\S+),", text).groups())
+    assert low < -1.05  # JPEG's overshoot, which the published corruption does not clip
+    assert high > 1.05
+    assert re.search(r"then \d+ images/s", text)
+    assert Image.open(tmp_path / "out.png").width > 2 * 256
+
+
+def test_a_preview_shows_masks_and_labels(tmp_path):
+    config = config_files.load("paper").get_config("inpaint-dbim-quicktest")
+    text = preview(config, tmp_path / "out.png", 1)
+    assert "mask  unknown: 25.0% of the pixels" in text
+    assert re.search(r"label \d to \d in this batch", text)
