@@ -62,7 +62,7 @@ def test_a_converted_teacher_brings_its_network_bridge_and_parametrisation(tmp_p
 
 @pytest.mark.usefixtures("lenient")
 def test_training_starts_from_given_parameters(tmp_path):
-    """A teacher of no steps is what it started from; config.network keeps what says how it is computed."""
+    """A step at rate 0 leaves what it started from; config.network keeps what says how it is computed."""
     golden = ROOT / "tests" / "golden" / "ddbm_tiny.pt"
     assert convert([str(golden), "--to", str(tmp_path / "start"), "--head_channels", "16"]) == 0
     config = quicktest()
