@@ -16,7 +16,6 @@ def test_a_preview_of_photographs_shows_ranges_and_pictures(tmp_path):
         Image.fromarray(rng.integers(0, 256, (300, 400, 3), dtype=np.uint8)).save(tmp_path / "photos" / f"{i}.jpg")
     config = config_files.load("paper").get_config("jpeg-5")
     config.data.source = f"folder:{tmp_path}/photos"
-    config.evaluate.batch_size = 1
     text = preview(config, tmp_path / "out.png", 2)
     assert "2 training examples, 1 test examples" in text
     low, high = map(float, re.search(r"x_T   \(32, 256, 256, 3\) float32: (\S+) to (\S+),", text).groups())
