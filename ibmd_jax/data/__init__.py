@@ -36,4 +36,6 @@ def open_source(uri: str, split: str, options: Options) -> Source:
         raise UserError(f"config.data.channels = {options.channels}: it must be 1 or 3")
     if not where and scheme != "emoji":
         raise UserError(f"config.data.source = {uri!r} names nothing after {scheme}: write {scheme}:PLACE")
+    if split == "test" and options.fit == "random-crop":
+        options = options._replace(fit="crop")
     return make(where, split, options)

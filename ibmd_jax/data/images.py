@@ -1,7 +1,6 @@
 """Image files of any kind as arrays of one shape, by Pillow."""
 
 import io
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ from PIL import Image, ImageOps
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.source import Options
 
-log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 FILTERS = {

@@ -159,6 +159,12 @@ def test_random_crops_are_cut_from_the_image_and_depend_on_its_number(tmp_path):
     assert (crops(1) != first).any()
 
 
+def test_a_test_image_is_cut_at_its_centre_where_training_cuts_anywhere(tmp_path):
+    whole = [picture(tmp_path / f"{i}.png", size=(40 + i, 36)) for i in range(2)]
+    test = open_source(f"folder:{tmp_path}", "test", Options(8, fit="random-crop"))
+    np.testing.assert_array_equal(test[0]["x_0"], whole[1][14:22, 16:24])
+
+
 # --- pairs -----------------------------------------------------------------------------------------------------
 
 
