@@ -111,7 +111,7 @@ BRIDGES = {
     "EDM, sigma 10": diffusion.EDM(10.0),
 }
 NETWORK = from_linen(MLP(out_channels=2, width=96, depth=2))
-STEPS, BATCH = 1500, 256
+STEPS, BATCH = 1000, 256
 
 
 def starts_from_noise(bridge):

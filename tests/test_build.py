@@ -7,13 +7,16 @@ from pathlib import Path
 import config_files
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
 from ibmd_jax.bridges import DDBMVP, OtOde
-from ibmd_jax.build import _bridge, build
+from ibmd_jax.build import build, build_data
+from ibmd_jax.build.model import _bridge
 from ibmd_jax.convert.__main__ import main as convert
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.corruptions import corruption
 from ibmd_jax.train.checkpoint import load_params
 from ibmd_jax.train.job import load_teacher, run
 
@@ -148,3 +151,23 @@ def test_wrong_settings_are_named(field, value, message):
         place[field] = value
     with pytest.raises(UserError, match=message):
         build(config)
+
+
+def test_the_label_of_a_mixture_reaches_a_network_with_classes():
+    config = quicktest()
+    names = ["grey", "sketch", {"name": "sr-pool", "factor": 8}]
+    with config.ignore_type():
+        config.data.corruption = {"name": "mixture", "corruptions": names}
+    assert next(build_data(config).batches("teacher", 8)(0)).cond is None  # blind
+    with config.unlocked():
+        config.network = {"name": "adm", "channels": 16, "conditional": False, "classes": 3}
+    data = build_data(config)
+    for batch in (next(data.batches("teacher", 8)(0)), data.test_batch()):
+        for n, spec in enumerate(names):
+            expected = jax.vmap(functools.partial(corruption(spec), None))(batch.x_0).x_T
+            same = np.asarray(batch.cond) == n
+            np.testing.assert_allclose(batch.x_T[same], expected[same], atol=1e-5)
+            assert same.any()
+    config.network.classes = 2
+    with pytest.raises(UserError, match=r"config.network.classes = 2: config.data.corruption gives 3 labels"):
+        build_data(config)

@@ -48,6 +48,12 @@ def named_mixture(key: Key, x_0: Array, corruptions: Sequence[str | Mapping[str,
     return mixture(key, x_0, [corruption(spec) for spec in corruptions])
 
 
+def label_count(spec: str | Mapping[str, Any]) -> int:
+    """How many labels a corruption gives: the length of a mixture, 0 for every other one."""
+    function = corruption(spec)
+    return len(function.keywords.get("corruptions", I2SB_TASKS)) if function.func is named_mixture else 0
+
+
 CORRUPTIONS: dict[str, Callable[..., Corrupted]] = {
     "inpaint-center": inpaint_center,
     "inpaint-freeform": inpaint_freeform,

@@ -15,9 +15,6 @@ from ml_collections import config_flags
 
 from ibmd_jax.core.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
-_OUT = flags.DEFINE_string("out", "preview.png", "Where to write the grid.")
-_BATCHES = flags.DEFINE_integer("batches", 20, "Batches to time.")
 ROWS = 8
 
 
@@ -55,7 +52,8 @@ def main(argv: list[str]) -> int:
     for noisy in ("absl", "jax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
-        print(preview(_CONFIG.value, Path(_OUT.value), _BATCHES.value))
+        given = flags.FLAGS
+        print(preview(given.config, Path(given.out), given.batches))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,5 +61,8 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+    flags.DEFINE_string("out", "preview.png", "Where to write the grid.")
+    flags.DEFINE_integer("batches", 20, "Batches to time.", lower_bound=1)
     flags.mark_flag_as_required("config")
     app.run(main)

@@ -40,7 +40,7 @@ FREE_SECTIONS = ("schedule", "evaluate")
 
 
 class Job(NamedTuple):
-    """All that a run is made of; build.py makes it from a configuration.
+    """All that a run is made of; build/ makes it from a configuration.
 
     init_params(key, noise_channels) -> parameters. batches(stage)(step) -> iterator over batches from that step on.
     teacher_steps: NFE -> sampling steps of the teacher's rows in the table. test(): the test images, made once.
