@@ -7,7 +7,6 @@ from pathlib import Path
 import config_files
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 import pytest
 
