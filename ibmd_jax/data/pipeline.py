@@ -68,7 +68,7 @@ def examples(
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which only programs parse
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
     return iter(dataset)
 
 

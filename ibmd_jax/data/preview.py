@@ -31,7 +31,10 @@ def preview(config, out: Path, batches: int) -> str:
     columns = {"x_T": batch.x_T, "x_0": batch.x_0}
     if batch.mask is not None:
         columns["mask"] = 2.0 * np.broadcast_to(batch.mask, batch.x_T.shape) - 1
-    save_grid(out, {name: np.asarray(x[:ROWS]) for name, x in columns.items() if x is not None})
+    try:
+        save_grid(out, {name: np.asarray(x[:ROWS]) for name, x in columns.items() if x is not None})
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}. Choose another --out") from error
     begin = time.perf_counter()
     for _ in range(batches):
         np.asarray(next(stream).x_T[0, 0, 0, 0])

@@ -4,8 +4,10 @@ import re
 
 import config_files
 import numpy as np
+import pytest
 from PIL import Image
 
+from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.preview import preview
 
 
@@ -31,3 +33,9 @@ def test_a_preview_shows_masks_and_labels(tmp_path):
     text = preview(config, tmp_path / "out.png", 1)
     assert "mask  unknown: 25.0% of the pixels" in text
     assert re.search(r"label \d to \d in this batch", text)
+
+
+def test_a_full_disk_is_named(tmp_path):
+    (tmp_path / "out.tmp").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"cannot write .*out.png: No space left on device. Choose another --out"):
+        preview(config_files.load("inpaint").get_config("quicktest"), tmp_path / "out.png", 1)

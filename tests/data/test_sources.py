@@ -1,8 +1,10 @@
 """Sources from files: what they read, how they fit it, and what they say about what they cannot read."""
 
+import errno
 import itertools
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -382,6 +384,21 @@ def test_edges2handbags_from_its_original_files(datasets, tmp_path, capsys):
         assert any((example["x_T"] == h[:, :16]).all() and (example["x_0"] == h[:, 16:]).all() for h in halves)
     assert prepare(["edges2handbags", "--from", str(tmp_path / "nowhere")]) == 2
     assert "there is no folder" in capsys.readouterr().err
+
+
+def test_a_full_disk_stops_preparing_with_one_line(datasets, tmp_path, capsys, monkeypatch):
+    import tensorflow_datasets
+
+    def full(self, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pix2pix(tmp_path / "e2h")
+    monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", full)
+    assert prepare(["edges2handbags", "--from", str(tmp_path / "e2h")]) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"error: cannot write the dataset edges2handbags to .*: No space left on device\n", error), (
+        error
+    )
 
 
 def test_diode_draws_normals_as_the_published_code(datasets, tmp_path):
