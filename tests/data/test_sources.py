@@ -386,13 +386,14 @@ def test_edges2handbags_from_its_original_files(datasets, tmp_path, capsys):
     assert "there is no folder" in capsys.readouterr().err
 
 
-def test_a_full_disk_stops_preparing_with_one_line(datasets, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_stops_preparing_with_one_line(tmp_path, capsys, monkeypatch):
     import tensorflow_datasets
 
     def full(self, **settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     pix2pix(tmp_path / "e2h")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(tensorflow_datasets.core.DatasetBuilder, "download_and_prepare", full)
     assert prepare(["edges2handbags", "--from", str(tmp_path / "e2h")]) == 2
     error = capsys.readouterr().err
