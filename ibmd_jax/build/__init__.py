@@ -1,0 +1,73 @@
+"""From a configuration to objects: the only folder that reads a ConfigDict. Everything is checked before any work."""
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from ibmd_jax.build.data import Data, data_of
+from ibmd_jax.build.fields import make, naming_fields
+from ibmd_jax.build.model import Model, make_network, model_of, with_given_model
+from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.types import Array
+from ibmd_jax.metrics.features import FEATURES
+from ibmd_jax.train.job import Job
+from ibmd_jax.train.loop import Schedule
+
+
+def build(config: ml_collections.ConfigDict) -> Job:
+    """Builds everything a configuration asks for. Raises UserError for whatever is unknown, missing or wrong."""
+    with naming_fields():
+        c = with_given_model(json.loads(config.to_json_best_effort()))
+        return _job(c, model_of(c))
+
+
+def build_model(config: ml_collections.ConfigDict) -> Model:
+    """The part of `build` that needs no data. Raises: UserError."""
+    with naming_fields():
+        return model_of(with_given_model(json.loads(config.to_json_best_effort())))
+
+
+def build_data(config: ml_collections.ConfigDict) -> Data:
+    """The part of `build` that needs no parameters, and so no given teacher. Raises: UserError."""
+    with naming_fields():
+        c = json.loads(config.to_json_best_effort())
+        shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
+        return data_of(c, shape, getattr(make_network(c["network"])[0], "classes", 0))
+
+
+def _job(c: dict[str, Any], model: Model) -> Job:
+    data = data_of(c, model.image_shape, model.labels)
+    sizes = {
+        "teacher": c["teacher"]["batch_size"] * model.teacher.batches,
+        "distill": c["distill"]["batch_size"] * model.distill.batches,
+    }
+    return Job(
+        config=c,
+        mesh=data.mesh,
+        init_params=model.init_params,
+        teacher=model.teacher,
+        distill=model.distill,
+        teacher_steps=model.teacher_steps,
+        test=functools.cache(data.test_batch),
+        clean=data.clean,
+        features=_features(c["evaluate"]["features"], model.image_shape),
+        schedule=make("schedule", Schedule, c["schedule"]),
+        batches=lambda stage: data.batches(stage, sizes[stage]),
+    )
+
+
+def _features(name: str, image_shape: tuple[int, int, int]) -> Callable[[Array], Array] | None:
+    """The feature network of a name; None for "none"."""
+    if name == "none":
+        return None
+    features = lookup({**FEATURES, "none": None}, name, "feature network")()
+    try:
+        jax.eval_shape(features, jnp.zeros((1, *image_shape)))
+    except ValueError as error:
+        raise UserError(f"config.evaluate.features: {error}; none leaves FID and KID out") from error
+    return features

@@ -1,0 +1,121 @@
+"""The data of a configuration: its source, corruption and batches."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Array, Batch
+from ibmd_jax.corruptions import Corrupted, corruption, label_count
+from ibmd_jax.data import open_source
+from ibmd_jax.data.pipeline import ahead, check_example, check_labels, examples, make_corrupt
+from ibmd_jax.data.source import Example, Options, Source
+from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
+
+
+class Data(NamedTuple):
+    """The data of a configuration.
+
+    train, test: the sources. clean: whether they have x_0. test_batch(): all test images that are evaluated on.
+    batches(stage, size)(step): an iterator over training batches from that step on, sharded over the mesh.
+    """
+
+    train: Source
+    test: Source
+    clean: bool
+    mesh: jax.sharding.Mesh
+    batches: Callable[[str, int], Callable[[int], Iterator[Batch]]]
+    test_batch: Callable[[], Batch]
+
+
+def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], labels: int) -> Data:
+    mesh, data = make_mesh(), c["data"]
+    for field in ("teacher.batch_size", "distill.batch_size", "evaluate.batch_size"):
+        section, name = field.split(".")
+        check_divisible(f"config.{field}", c[section][name], mesh)
+    corrupts = _corruption(data["corruption"], image_shape)
+    tasks = label_count(data["corruption"]) if corrupts else 0
+    if labels and tasks > labels:
+        raise UserError(f"config.network.classes = {labels}: config.data.corruption gives {tasks} labels")
+    given = 0 if tasks else labels  # the labels that the source has to bring
+    options = Options(**{name: data[name] for name in Options._fields})
+    train, test = (open_source(data["source"], split, options) for split in ("train", "test"))
+    for split, source in (("train", train), ("test", test)):
+        check_example(source[0], corrupts is not None, given, f"{data['source']} ({split})")
+
+    def corrupt(stage: str) -> Callable[[Example, Array], Batch]:
+        return make_corrupt(corrupts, c["seed"], stage, labels)
+
+    def check(example: Example) -> None:
+        check_labels(example, given)
+
+    return Data(
+        train,
+        test,
+        "x_0" in train[0],
+        mesh,
+        lambda stage, size: _batches(train, corrupt(stage), check, c, size, mesh),
+        lambda: _test_batch(test, corrupt("test"), check, c),
+    )
+
+
+def _corruption(spec: str | dict[str, Any], image_shape: tuple[int, int, int]) -> Callable[..., Corrupted] | None:
+    """The corruption that a name, or a name with settings, stands for, tried for its shape; None for "none"."""
+    if spec == "none":
+        return None
+    function = corruption(spec)
+    try:
+        made = jax.eval_shape(function, jax.random.key(0), jnp.zeros(image_shape)).x_T.shape
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.data.corruption = {spec!r} for images of {image_shape}: {error}") from error
+    if made != image_shape:
+        raise UserError(f"config.data.corruption = {spec!r} makes {made} of images of {image_shape}")
+    return function
+
+
+def _test_batch(
+    source: Source, corrupt: Callable[[Example, Array], Batch], check: Callable[[Example], None], c: dict[str, Any]
+) -> Batch:
+    """All test images that the configuration evaluates on, corrupted part by part."""
+    count, size = min(c["evaluate"]["examples"] or len(source), len(source)), c["evaluate"]["batch_size"]
+    parts = []
+    for begin in range(0, count, size):
+        numbers = np.arange(begin, min(begin + size, count))
+        rows = [source[int(i)] for i in numbers]
+        example = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        check(example)
+        parts.append(corrupt(example, numbers))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def _batches(
+    source: Source,
+    corrupt: Callable[[Example, Array], Batch],
+    check: Callable[[Example], None],
+    c: dict[str, Any],
+    size: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[int], Iterator[Batch]]:
+    sharding = batch_sharding(mesh)
+
+    def iterate(step: int) -> Iterator[Batch]:
+        stream = examples(
+            source,
+            seed=c["seed"],
+            batch_size=size,
+            start_step=step,
+            crop=c["data"]["size"] if c["data"]["fit"] == "random-crop" else 0,
+            flip=c["data"]["flip"],
+            workers=c["data"]["workers"],
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
+        for example, numbers in stream:
+            check(example)
+            local = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), (example, numbers))
+            yield corrupt(*local)
+
+    return lambda step: ahead(iterate(step))

@@ -1,0 +1,63 @@
+"""Reading a configuration: names, values and ranges of its fields, each mistake with one clear error."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.train.loop import Schedule
+
+
+@contextlib.contextmanager
+def naming_fields():
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"the configuration lacks the field {error}: compare it with configs/inpaint.py") from error
+
+
+def check_names(kind: str, known: Iterable[str], settings: dict[str, Any]) -> None:
+    for name in settings:
+        if name not in known:
+            raise UserError(f"config.{kind} has no field {name!r}: it takes {', '.join(known) or 'none'}")
+
+
+def make(kind: str, factory: Callable[..., Any], settings: dict[str, Any]) -> Any:
+    """factory(**settings), with wrong names and values reported as UserError."""
+    check_names(kind, list(inspect.signature(factory).parameters), settings)
+    try:
+        return factory(**settings)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.{kind}: {error}") from error
+
+
+# Smallest and largest value of the numbers that a run would otherwise trip over late.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    **{f"{stage}.{name}": (1, float("inf")) for stage in ("teacher", "distill") for name in ("steps", "batch_size")},
+    **{f"{stage}.ema_decay": (0, 1) for stage in ("teacher", "distill")},
+    **{f"{stage}.t_min": (1e-6, 0.5) for stage in ("teacher", "distill")},
+    "distill.auxiliary_updates": (1, float("inf")),
+    "distill.noise_channels": (0, float("inf")),
+    "distill.student_steps": (1, 1000),
+    "data.size": (1, float("inf")),
+    "data.workers": (0, 1000),
+    "evaluate.batch_size": (1, float("inf")),
+    "evaluate.examples": (0, float("inf")),
+    **{f"schedule.{name}": (1, float("inf")) for name in Schedule._fields},
+}
+
+
+def check_ranges(config: dict[str, Any]) -> None:
+    for field, (low, high) in RANGES.items():
+        section, _, name = field.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if not low <= value <= high:
+            raise UserError(
+                f"config.{field} = {value}: it must be "
+                + (f"at least {low}" if high == float("inf") else f"from {low} to {high}")
+            )
+    steps = config["evaluate"]["nfe"]
+    if not steps or min(steps) < 1:
+        raise UserError(f"config.evaluate.nfe = {tuple(steps)}: it must hold numbers of at least 1")

@@ -1,0 +1,241 @@
+"""The networks, bridge, methods and samplers of a configuration: all of it that needs no data."""
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ibmd_jax import methods
+from ibmd_jax.bridges import BRIDGES, Bridge, OtOde
+from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
+from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS
+from ibmd_jax.build.fields import check_names, check_ranges, make
+from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.types import Array, Denoise, Network
+from ibmd_jax.methods.base import WEIGHTS, Method, product
+from ibmd_jax.networks import NETWORKS
+from ibmd_jax.networks.adapters import from_linen
+from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
+from ibmd_jax.samplers import SAMPLERS
+from ibmd_jax.train.checkpoint import read_meta
+from ibmd_jax.train.optim import make_optimizer
+
+log = logging.getLogger(__name__)
+
+
+class Model(NamedTuple):
+    """All of a configuration that needs no data. Its functions can be lowered, or evaluated for their shapes alone.
+
+    labels: number of classes of the network, 0 for none. teacher_steps: NFE -> steps of the teacher's sampler.
+    """
+
+    init_params: Callable[..., Any]
+    teacher: Method
+    distill: Method
+    image_shape: tuple[int, int, int]
+    labels: int
+    teacher_steps: dict[int, int]
+
+
+# How a network is computed: not part of what a checkpoint says about it.
+COMPUTING = ("dtype", "dropout", "remat")
+
+
+def with_given_model(c: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with network, bridge and parametrisation of the given teacher, where that brings its own.
+
+    Parameters to start from bring their network.
+    """
+    t = c["teacher"]
+    if t["checkpoint"] and t["start"]:
+        raise UserError("config.teacher.checkpoint and .start are both set: a given teacher is not trained")
+    given = t["checkpoint"] or t["start"]
+    model = dict(read_meta(given).get("model", {})) if given else {}
+    if t["start"]:
+        model = {name: section for name, section in model.items() if name == "network"}
+    for section in model:
+        if section == "network":
+            kept = {name: c[section][name] for name in COMPUTING if name in c[section]}
+            model[section] = {**model[section], **kept}
+        if c[section] != model[section]:
+            log.info("config.%s is that of %s: %s", section, given, model[section])
+    return {**c, **model}
+
+
+def model_of(c: dict[str, Any]) -> Model:
+    check_ranges(c)
+    bridge = _bridge(c["bridge"])
+    parametrisation = _parametrisation(c["parametrisation"])
+    module, conditional = make_network(c["network"])
+    labels, dropout = getattr(module, "classes", 0), getattr(module, "dropout", 0.0) > 0
+    network = from_linen(module)
+    denoise = make_denoiser(network, bridge, parametrisation, conditional)
+    image_shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
+
+    def init_params(key: Array, noise_channels: int = 0) -> Any:
+        return init_denoiser(network, key, image_shape, conditional, noise_channels, labels > 0)
+
+    sampling = _sampling(c["evaluate"]["sampler"], bridge)
+    _check_numbers(bridge, parametrisation, sampling, c["teacher"]["t_min"])
+
+    def output(params: Any) -> Array:
+        x = jnp.zeros((1, *image_shape))
+        return denoise(params, x, jnp.ones(1), x, jnp.zeros(1, jnp.int32) if labels else None)
+
+    try:
+        made = jax.eval_shape(lambda: output(init_params(jax.random.key(0))))
+    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+        raise UserError(f"config.network does not fit images of {image_shape}: {error}") from error
+    if made.shape[1:] != image_shape:
+        raise UserError(f"config.network: its output is {made.shape[1:]} for images of {image_shape}: set out_channels")
+
+    native = native_weight(parametrisation)
+    weights = {**WEIGHTS, "native": native, "native_ten_to_1": product(native, WEIGHTS["ten_to_1"])}
+    teacher, distill = _methods(c, denoise, bridge, weights, sampling, dropout)
+    return Model(init_params, teacher, distill, image_shape, labels, _steps(c["evaluate"]["nfe"], sampling.evaluations))
+
+
+def make_network(settings: dict[str, Any]) -> tuple[Any, bool]:
+    """The Flax module, and whether it also sees x_T."""
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    conditional = settings.pop("conditional")
+    return make("network", lookup(NETWORKS, settings.pop("name"), "network"), settings), conditional
+
+
+def _bridge(settings: dict[str, Any]) -> Bridge:
+    """The bridge that is named, or its deterministic version where ot_ode is set."""
+    settings = dict(settings)
+    ot_ode = settings.pop("ot_ode", False)
+    bridge = make("bridge", lookup(BRIDGES, settings.pop("name"), "bridge"), settings)
+    bridge = make("bridge", OtOde, {"of": bridge}) if ot_ode else bridge
+    if not bridge.pinned:
+        raise UserError(
+            f"config.bridge: {type(bridge).__name__} starts from pure noise, which no corruption makes: "
+            "use it through the functional API, as colab/00_bridge_2d.py does"
+        )
+    return bridge
+
+
+def _parametrisation(settings: dict[str, Any]) -> Callable[..., Any]:
+    settings = dict(settings)
+    function = lookup(PARAMETRISATIONS, settings.pop("name"), "parametrisation")
+    check_names("parametrisation", list(inspect.signature(function).parameters)[2:], settings)
+    return functools.partial(function, **settings)
+
+
+class _Sampling(NamedTuple):
+    """How the teacher is sampled: the algorithm, its time grid, and its network evaluations for a number of steps."""
+
+    sample: Callable[..., Array]
+    grid: Callable[..., Array]
+    evaluations: Callable[[int], int]
+
+
+def _sampling(settings: dict[str, Any], bridge: Bridge) -> _Sampling:
+    settings = dict(settings)
+    entry = lookup(SAMPLERS, settings.pop("name"), "sampler")
+    named = settings.pop("time_grid", entry.grid)
+    named = dict(named) if isinstance(named, dict) else {"name": named}
+    grid = lookup(TIME_GRIDS, named.pop("name"), "time grid")
+    check_names(
+        "evaluate.sampler.time_grid", [n for n in inspect.signature(grid).parameters if n not in ("steps", "T")], named
+    )
+    grid = functools.partial(grid, **named)
+    own = [p.name for p in inspect.signature(entry.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    check_names("evaluate.sampler", [*(n for n in own if n != "mask"), "clip", "time_grid"], settings)
+    own_settings = {k: v for k, v in settings.items() if k != "clip"}
+    return _Sampling(
+        functools.partial(entry.sample, **settings),
+        grid,
+        lambda steps: entry.evaluations(bridge, grid(steps, bridge.T), **own_settings),
+    )
+
+
+def _check_numbers(bridge: Bridge, parametrisation: Callable[..., Any], sampling: _Sampling, t_min: float) -> None:
+    """Finds settings that cannot work by trying them on a few numbers, with a network that answers 0."""
+    times = jnp.asarray([t_min, bridge.T / 2, bridge.T], jnp.float32)
+
+    def finite(section: str, make: Callable[[], Any], what: str) -> None:
+        try:
+            good = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(make()))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"config.{section}: {error}") from error
+        if not good:
+            raise UserError(f"config.{section}: {what}")
+
+    finite("bridge", lambda: bridge.coeffs(times), f"{bridge} has coefficients that are not finite")
+    finite(
+        "parametrisation",
+        lambda: parametrisation(bridge, times),
+        f"it is not finite on all of [t_min, T] of {bridge}: take x_0, v or ddbm, or i2sb where alpha_T is not 0",
+    )
+    zero = Network(lambda *_: None, lambda params, x, *_: 0 * x[..., :1])
+    denoise = functools.partial(make_denoiser(zero, bridge, parametrisation), None)
+    finite(
+        "evaluate.sampler",
+        lambda: sampling.sample(denoise, bridge, jax.random.key(0), jnp.ones((1, 2, 2, 1)), sampling.grid(3, bridge.T)),
+        f"its result is not finite with {bridge} and this time grid: leave out time_grid, or take another sampler",
+    )
+    booted = sampling.sample.func is not SAMPLERS["heun"].sample
+    if booted and float(sampling.grid(3, bridge.T)[0]) != bridge.T:
+        raise UserError("config.evaluate.sampler: its time grid must start at T; the grid ddbm is for the sampler heun")
+
+
+def _steps(wanted: list[int], evaluations: Callable[[int], int]) -> dict[int, int]:
+    """NFE -> steps: for each wanted NFE the most steps that it pays for, at least one."""
+    found = {}
+    for nfe in wanted:
+        steps = next((n for n in range(nfe, 1, -1) if evaluations(n) <= nfe), 1)
+        found[evaluations(steps)] = steps
+    return found
+
+
+def _methods(
+    c: dict[str, Any],
+    denoise: Denoise,
+    bridge: Bridge,
+    weights: dict[str, Callable[..., Array]],
+    sampling: _Sampling,
+    dropout: bool,
+) -> tuple[Method, Method]:
+    def optimizer(section: str, field: str, steps: int):
+        return make(f"{section}.{field}", make_optimizer, {"steps": steps, **c[section][field]})
+
+    def weight(section: str, field: str):
+        return lookup(weights, c[section][field], f"weight in config.{section}.{field}")
+
+    t, d = c["teacher"], c["distill"]
+    teacher = methods.teacher(
+        denoise,
+        bridge,
+        optimizer("teacher", "optimizer", t["steps"]),
+        weight=weight("teacher", "weight"),
+        ema_decay=t["ema_decay"],
+        t_min=t["t_min"],
+        time_sampler=lookup(TIME_SAMPLERS, t["time_sampler"], "time sampler"),
+        sampler=sampling.sample,
+        time_grid=sampling.grid,
+        dropout=dropout,
+    )
+    lookup({"marginal": 0, "posterior": 0}, d["multistep"], "value of config.distill.multistep")
+    distill = methods.ibmd(
+        denoise,
+        bridge,
+        optimizer("distill", "student_optimizer", d["steps"]),
+        optimizer("distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"]),
+        steps=d["student_steps"],
+        multistep=d["multistep"],
+        auxiliary_updates=d["auxiliary_updates"],
+        student_weight=weight("distill", "student_weight"),
+        auxiliary_weight=weight("distill", "auxiliary_weight"),
+        noise_channels=d["noise_channels"],
+        ema_decay=d["ema_decay"],
+        t_min=d["t_min"],
+        time_sampler=lookup(TIME_SAMPLERS, d["time_sampler"], "time sampler"),
+        dropout=dropout,
+    )
+    return teacher, distill
