@@ -32,7 +32,7 @@ from ibmd_jax.bridges.times import TIME_GRIDS, uniform_grid
 from ibmd_jax.core.types import Batch
 from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.denoiser import make_denoiser
-from ibmd_jax.networks.generator import with_noise_input
+from ibmd_jax.networks.generator import with_new_inputs
 from ibmd_jax.networks.mlp import MLP
 from ibmd_jax.samplers import SAMPLERS, ancestral
 
@@ -236,7 +236,7 @@ def distil(student, teacher, key):
     return ibmd.export(jax.lax.fori_loop(0, DISTILL, body, ibmd.init((student, teacher))))
 
 
-student = distil(with_noise_input(frozen, fresh), frozen, jax.random.key(4))
+student = distil(with_new_inputs(frozen, fresh), frozen, jax.random.key(4))
 
 # %%
 results = {"student, 1 NFE": ibmd.sample(student, jax.random.key(5), Batch(ROLL))}

@@ -40,7 +40,9 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             },
             "parametrisation": {"name": "i2sb"},
             "teacher": {
-                "checkpoint": "",  # folder of a teacher to use instead of training one
+                "checkpoint": "",  # folder of a teacher to use instead of training one; several with commas
+                "combine": "mean",  # of several teachers: "mean", or "by_label" for a task each
+                "weights": (),  # of their mean; (): equal
                 "start": "",  # folder of parameters to start training from
                 "steps": 2000,
                 "batch_size": 64,
@@ -61,9 +63,14 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             "distill": {
                 "steps": 400,
                 "batch_size": 32,
+                "start": "",  # folder of parameters that student and auxiliary start from; "": the teacher's
                 "student_steps": 1,
                 "multistep": "marginal",
+                "rollout": "student",  # whose parameters make the states of several steps; or "ema"
+                "same_z": False,  # one z for all steps of a roll-out
+                "blind": False,  # the student is not told the task
                 "auxiliary_updates": 4,
+                "pretraining": 0,  # first steps that train the auxiliary network alone
                 "student_optimizer": {
                     "name": "adam",
                     "learning_rate": 2e-4,
@@ -84,6 +91,8 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 },
                 "student_weight": "ten_to_2",
                 "auxiliary_weight": "one",
+                "normalise": False,  # by the teacher's error, as SiD
+                "real_data": (1.0, 1.0),  # RealUID's alpha and beta; below 1 clean images take part
                 "noise_channels": 0,  # x_T is noisy inside the hole already
                 "ema_decay": 0.99,
                 "t_min": 1e-3,

@@ -50,6 +50,7 @@ DDBM = {
     "optimizer": RADAM,
     "distill": {
         "noise_channels": 1,
+        "same_z": True,
         "student_weight": "native_ten_to_1",
         "auxiliary_weight": "native",
         "t_min": 1e-4,
@@ -92,6 +93,7 @@ ROWS = {
             steps=2000,
             student_steps=4,
             multistep="posterior",
+            rollout="ema",
             noise_channels=0,  # the hole of x_T is noise already
             student_weight="ten_to_2",
         ),

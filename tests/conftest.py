@@ -25,7 +25,9 @@ def lenient():
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """For processes that tests start: one CPU device, and compiled programs kept between them."""
+    """For processes that tests start: one CPU device, and compiled programs kept between them all."""
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    cache = str(tmp_path_factory.mktemp("compiled"))
-    return {**env, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": cache}
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in env else base) / "compiled"  # one for all workers of pytest-xdist
+    settings = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return {**env, "JAX_PLATFORMS": "cpu", **settings}

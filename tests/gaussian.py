@@ -61,6 +61,25 @@ def make_denoise(bridge, S):
     return denoise
 
 
+def make_conditional_denoise(bridge, S):
+    """The same for a network that also sees x_T: E[x_0 | x_t, x_T] = m + b V (b^2 V + c^2)^-1 (x_t - a x_T - b m), with
+    m = M x_T, V = R R^T."""
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        m = x_T @ params["M"].T
+        if z is not None:
+            return m + z @ params["R"].T
+        V, one = params["R"] @ params["R"].T, jnp.eye(len(S), dtype=x_t.dtype)
+
+        def estimate(x_t, t, x_T, m):
+            a, b, c = bridge.coeffs(t)
+            return m + b * V @ jnp.linalg.solve(b * b * V + c * c * one, x_t - a * x_T - b * m)
+
+        return jax.vmap(estimate)(x_t, jnp.broadcast_to(t, x_t.shape[:1]), x_T, m)
+
+    return denoise
+
+
 def exact_error(bridge, denoiser, generator, S, t):
     """E ||K_denoiser(t) x_t - x_0||^2 / d under the generator's coupling, for a scalar t."""
     K, _ = gain(bridge, denoiser, S, t)

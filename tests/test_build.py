@@ -137,7 +137,7 @@ def test_ot_ode_makes_a_bridge_deterministic():
         ("corruption", "none", "emoji .train. has clean images alone"),
         ("source", "emoji:pairs", "emoji:pairs .train. brings its own x_T"),
         ("features", "inception", "unknown feature network 'inception'"),
-        ("multistep", "both", "unknown value of config.distill.multistep 'both'"),
+        ("multistep", "both", "config.distill: multistep = 'both': it must be marginal or posterior"),
     ],
 )
 def test_wrong_settings_are_named(field, value, message):

@@ -50,17 +50,19 @@ def whole(environment, tmp_path_factory):
 def test_the_whole_job_leaves_a_table_a_report_and_pictures(whole):
     folder, out = whole
     assert re.search(
-        r"model +NFE +FID +KID +PSNR +SSIM +images/s\n *student +1 .*\n *teacher +1 .*\n *teacher +2 ", out
+        r"model +NFE +FID +KID +PSNR +SSIM +DIVERSITY +images/s\n *student +1 .*\n *teacher +1 .*\n *teacher +2 ", out
     )
     report = json.loads((folder / "report.json").read_text())
     assert [(r["label"], r["nfe"]) for r in report["rows"]] == [("student", 1), ("teacher", 1), ("teacher", 2)]
-    assert set(report["rows"][0]["metrics"]) == {"fid", "kid", "psnr", "ssim"}
+    assert set(report["rows"][0]["metrics"]) == {"fid", "kid", "psnr", "ssim", "diversity"}
     assert set(report["seconds"]) == {"train_teacher", "distill"}
     assert (folder / "samples.png").stat().st_size > 10_000
     names = sorted(p.name for p in (folder / "pictures").iterdir())
     assert names[:2] == ["distill_000000.png", "distill_000010.png"]
     assert names[2:] == [f"teacher_{i:06d}.png" for i in (0, 20, 40, 60)]
-    assert list((folder / "teacher" / "events").iterdir())
+    for stage in ("teacher", "distill"):
+        assert list((folder / stage / "events").iterdir())
+        assert (folder / stage / "curves.png").stat().st_size > 10_000
 
 
 def test_a_second_run_trains_nothing_and_sample_writes_each_image(environment, whole):
@@ -173,18 +175,19 @@ def test_a_workdir_that_cannot_be_written_is_refused(environment, tmp_path):
     assert "cannot write to the workdir" in out
 
 
-def test_a_teacher_of_another_network_is_named_with_both_shapes(environment, whole, tmp_path):
+def test_a_given_teacher_brings_its_own_network(environment, whole, tmp_path):
     code, out = run(
         environment,
         QUICK,
         f"--workdir={tmp_path / 'run'}",
         f"--config.teacher.checkpoint={whole[0] / 'teacher' / 'export'}",
         "--config.network.channels=(24,16)",
+        "--mode=sample",
         *LIGHT,
     )
     assert code == 2
-    assert re.search(r"conv_in/bias is \(16,\) in the checkpoint and \(24,\) in the configured network", out), out
-    assert "Traceback" not in out
+    assert re.search(r"config.network is that of .*teacher/export: {.*'channels': \[16, 16\]", out), out
+    assert "no finished student" in out
 
 
 def test_a_given_teacher_is_used_and_not_trained(environment, whole, tmp_path):

@@ -102,7 +102,7 @@ def test_the_quick_version_with_labels_runs(tmp_path):
     config.evaluate.update(nfe=(1,), examples=8, batch_size=8, features="none")
     run(build(config), tmp_path, "all")
     report = (tmp_path / "report.json").read_text()
-    assert report.count('"student"') == 2  # 1 and 2 NFE
+    assert report.count('"label": "student"') == 2  # 1 and 2 NFE
 
 
 def test_without_its_teacher_a_row_says_what_is_missing():

@@ -50,6 +50,7 @@ def _job(c: dict[str, Any], model: Model) -> Job:
         config=c,
         mesh=data.mesh,
         init_params=model.init_params,
+        init_teachers=model.init_teachers,
         teacher=model.teacher,
         distill=model.distill,
         teacher_steps=model.teacher_steps,

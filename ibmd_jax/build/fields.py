@@ -41,6 +41,7 @@ RANGES = {
     "distill.auxiliary_updates": (1, float("inf")),
     "distill.noise_channels": (0, float("inf")),
     "distill.student_steps": (1, 1000),
+    "distill.pretraining": (0, float("inf")),
     "data.size": (1, float("inf")),
     "data.workers": (0, 1000),
     "evaluate.batch_size": (1, float("inf")),

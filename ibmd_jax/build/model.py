@@ -22,6 +22,7 @@ from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.samplers import SAMPLERS
 from ibmd_jax.train.checkpoint import read_meta
+from ibmd_jax.train.job import teacher_folders
 from ibmd_jax.train.optim import make_optimizer
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class Model(NamedTuple):
     """All of a configuration that needs no data. Its functions can be lowered, or evaluated for their shapes alone.
 
     labels: number of classes of the network, 0 for none. teacher_steps: NFE -> steps of the teacher's sampler.
+    init_teachers: one function like init_params for each of several given teachers; empty for a single one.
     """
 
     init_params: Callable[..., Any]
@@ -39,6 +41,7 @@ class Model(NamedTuple):
     image_shape: tuple[int, int, int]
     labels: int
     teacher_steps: dict[int, int]
+    init_teachers: tuple[Callable[..., Any], ...]
 
 
 # How a network is computed: not part of what a checkpoint says about it.
@@ -48,12 +51,16 @@ COMPUTING = ("dtype", "dropout", "remat")
 def with_given_model(c: dict[str, Any]) -> dict[str, Any]:
     """The configuration with network, bridge and parametrisation of the given teacher, where that brings its own.
 
-    Parameters to start from bring their network.
+    Parameters to start from bring their network. Of several teachers, config.teacher.models keeps each one's sections,
+    and the student is built like the first, with labels where every teacher has its own task.
     """
     t = c["teacher"]
     if t["checkpoint"] and t["start"]:
         raise UserError("config.teacher.checkpoint and .start are both set: a given teacher is not trained")
-    given = t["checkpoint"] or t["start"]
+    given = teacher_folders(c)
+    if len(given) > 1:
+        return _with_given_models(c, given)
+    given = given[0] if given else t["start"]
     model = dict(read_meta(given).get("model", {})) if given else {}
     if t["start"]:
         model = {name: section for name, section in model.items() if name == "network"}
@@ -66,19 +73,52 @@ def with_given_model(c: dict[str, Any]) -> dict[str, Any]:
     return {**c, **model}
 
 
+def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
+    models = [read_meta(folder).get("model", {}) for folder in folders]
+    for folder, model in zip(folders, models, strict=True):
+        missing = {"network", "bridge", "parametrisation"} - model.keys()
+        if missing:
+            raise UserError(f"{folder} does not say its {min(missing)}, which one of several teachers has to")
+        if model["bridge"] != models[0]["bridge"]:
+            raise UserError(f"the bridge of {folder} is {model['bridge']}, that of {folders[0]} {models[0]['bridge']}")
+    network = dict(models[0]["network"])
+    if c["teacher"]["combine"] == "by_label":
+        for folder, model in zip(folders, models, strict=True):
+            if model["network"].get("classes", 0):
+                raise UserError(f"{folder} has class labels: teachers that are combined by_label have none")
+        network["classes"] = len(folders) + bool(c["distill"]["blind"])
+    network |= {name: c["network"][name] for name in COMPUTING if name in c["network"]}
+    return {**c, **models[0], "network": network, "teacher": {**c["teacher"], "models": models}}
+
+
+class Denoiser(NamedTuple):
+    """A Denoise function, and what makes parameters for it: init(key, noise_channels) -> parameters."""
+
+    denoise: Denoise
+    init: Callable[..., Any]
+    labels: int
+    dropout: bool
+
+
+def _denoiser(
+    network: dict[str, Any], parametrisation: Callable[..., Any], bridge: Bridge, image_shape: tuple[int, int, int]
+) -> Denoiser:
+    module, conditional = make_network(network)
+    labels, linen = getattr(module, "classes", 0), from_linen(module)
+
+    def init_params(key: Array, noise_channels: int = 0) -> Any:
+        return init_denoiser(linen, key, image_shape, conditional, noise_channels, labels > 0)
+
+    denoise = make_denoiser(linen, bridge, parametrisation, conditional)
+    return Denoiser(denoise, init_params, labels, getattr(module, "dropout", 0.0) > 0)
+
+
 def model_of(c: dict[str, Any]) -> Model:
     check_ranges(c)
     bridge = _bridge(c["bridge"])
     parametrisation = _parametrisation(c["parametrisation"])
-    module, conditional = make_network(c["network"])
-    labels, dropout = getattr(module, "classes", 0), getattr(module, "dropout", 0.0) > 0
-    network = from_linen(module)
-    denoise = make_denoiser(network, bridge, parametrisation, conditional)
     image_shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
-
-    def init_params(key: Array, noise_channels: int = 0) -> Any:
-        return init_denoiser(network, key, image_shape, conditional, noise_channels, labels > 0)
-
+    denoise, init_params, labels, dropout = _denoiser(c["network"], parametrisation, bridge, image_shape)
     sampling = _sampling(c["evaluate"]["sampler"], bridge)
     _check_numbers(bridge, parametrisation, sampling, c["teacher"]["t_min"])
 
@@ -95,8 +135,30 @@ def model_of(c: dict[str, Any]) -> Model:
 
     native = native_weight(parametrisation)
     weights = {**WEIGHTS, "native": native, "native_ten_to_1": product(native, WEIGHTS["ten_to_1"])}
-    teacher, distill = _methods(c, denoise, bridge, weights, sampling, dropout)
-    return Model(init_params, teacher, distill, image_shape, labels, _steps(c["evaluate"]["nfe"], sampling.evaluations))
+    given = [
+        _denoiser(model["network"], _parametrisation(model["parametrisation"]), bridge, image_shape)
+        for model in c["teacher"].get("models", [])
+    ]
+    teacher, distill = _methods(c, denoise, _combined(c, given), bridge, weights, sampling, labels, dropout)
+    steps = _steps(c["evaluate"]["nfe"], sampling.evaluations)
+    return Model(init_params, teacher, distill, image_shape, labels, steps, tuple(d.init for d in given))
+
+
+def _combined(c: dict[str, Any], given: list[Denoiser]) -> Denoise | None:
+    """Several teachers as one Denoise function; None where there is one teacher, of the student's own network."""
+    t = c["teacher"]
+    lookup({"mean": 0, "by_label": 0}, t["combine"], "value of config.teacher.combine")
+    if not given:
+        return None
+    denoisers = [d.denoise for d in given]
+    if t["combine"] == "by_label":
+        if t["weights"]:
+            raise UserError("config.teacher.weights are for combine = mean")
+        return methods.by_label(denoisers)
+    try:
+        return methods.ensemble(denoisers, t["weights"] or None)
+    except ValueError as error:
+        raise UserError(f"config.teacher.{error}") from error
 
 
 def make_network(settings: dict[str, Any]) -> tuple[Any, bool]:
@@ -194,12 +256,28 @@ def _steps(wanted: list[int], evaluations: Callable[[int], int]) -> dict[int, in
     return found
 
 
+# Fields of config.distill that are arguments of methods.ibmd as they are.
+IBMD_SETTINGS = (
+    "multistep",
+    "rollout",
+    "same_z",
+    "auxiliary_updates",
+    "pretraining",
+    "normalise",
+    "noise_channels",
+    "ema_decay",
+    "t_min",
+)
+
+
 def _methods(
     c: dict[str, Any],
     denoise: Denoise,
+    combined: Denoise | None,
     bridge: Bridge,
     weights: dict[str, Callable[..., Array]],
     sampling: _Sampling,
+    labels: int,
     dropout: bool,
 ) -> tuple[Method, Method]:
     def optimizer(section: str, field: str, steps: int):
@@ -210,7 +288,7 @@ def _methods(
 
     t, d = c["teacher"], c["distill"]
     teacher = methods.teacher(
-        denoise,
+        combined or denoise,
         bridge,
         optimizer("teacher", "optimizer", t["steps"]),
         weight=weight("teacher", "weight"),
@@ -221,21 +299,21 @@ def _methods(
         time_grid=sampling.grid,
         dropout=dropout,
     )
-    lookup({"marginal": 0, "posterior": 0}, d["multistep"], "value of config.distill.multistep")
-    distill = methods.ibmd(
-        denoise,
-        bridge,
-        optimizer("distill", "student_optimizer", d["steps"]),
-        optimizer("distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"]),
-        steps=d["student_steps"],
-        multistep=d["multistep"],
-        auxiliary_updates=d["auxiliary_updates"],
-        student_weight=weight("distill", "student_weight"),
-        auxiliary_weight=weight("distill", "auxiliary_weight"),
-        noise_channels=d["noise_channels"],
-        ema_decay=d["ema_decay"],
-        t_min=d["t_min"],
-        time_sampler=lookup(TIME_SAMPLERS, d["time_sampler"], "time sampler"),
-        dropout=dropout,
-    )
-    return teacher, distill
+    if d["blind"] and labels < 2:
+        raise UserError(
+            "config.distill.blind needs a network with classes: the last label is what a blind student sees"
+        )
+    settings = {
+        **{name: d[name] for name in IBMD_SETTINGS},
+        "steps": d["student_steps"],
+        "student_weight": weight("distill", "student_weight"),
+        "auxiliary_weight": weight("distill", "auxiliary_weight"),
+        "time_sampler": lookup(TIME_SAMPLERS, d["time_sampler"], "time sampler"),
+        "dropout": dropout,
+        "real_data": tuple(d["real_data"]),
+        "teacher_denoise": combined,
+        "student_label": labels - 1 if d["blind"] else None,
+    }
+    student = optimizer("distill", "student_optimizer", d["steps"])
+    auxiliary = optimizer("distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"])
+    return teacher, make("distill", functools.partial(methods.ibmd, denoise, bridge, student, auxiliary), settings)

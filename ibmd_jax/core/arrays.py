@@ -21,18 +21,22 @@ def composite(x: Array, known: Array, mask: Array | None) -> Array:
     return x if mask is None else jnp.where(mask, x, known)
 
 
-def squared_error(prediction: Array, target: Array, mask: Array | None = None) -> Array:
-    """Mean squared error of each example, over the masked elements only where a mask is given.
+def mean_inside(x: Array, mask: Array | None = None) -> Array:
+    """Mean of each example, over the masked elements only where a mask is given.
 
-    Args: prediction, target [B, ...]; mask bool, broadcastable to them ([B, H, W, 1]), or None.
+    Args: x [B, ...]; mask bool, broadcastable to it ([B, H, W, 1]), or None.
     Returns: [B]. An example whose mask is empty counts 0.
     """
-    error = jnp.square(prediction - target)
-    axes = tuple(range(1, error.ndim))
+    axes = tuple(range(1, x.ndim))
     if mask is None:
-        return error.mean(axes)
-    weight = jnp.broadcast_to(mask, error.shape).astype(error.dtype)
-    return (weight * error).sum(axes) / jnp.maximum(weight.sum(axes), 1)
+        return x.mean(axes)
+    weight = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
+    return (weight * x).sum(axes) / jnp.maximum(weight.sum(axes), 1)
+
+
+def squared_error(prediction: Array, target: Array, mask: Array | None = None) -> Array:
+    """`mean_inside` of (prediction - target)^2: [B] of prediction, target [B, ...]."""
+    return mean_inside(jnp.square(prediction - target), mask)
 
 
 def ema_update(average: Params, params: Params, step: Array, decay: float) -> Params:

@@ -3,5 +3,6 @@
 from ibmd_jax.methods.base import Method
 from ibmd_jax.methods.ibmd import ibmd
 from ibmd_jax.methods.teacher import teacher
+from ibmd_jax.methods.teachers import by_label, ensemble
 
-__all__ = ["Method", "ibmd", "teacher"]
+__all__ = ["Method", "by_label", "ensemble", "ibmd", "teacher"]

@@ -39,6 +39,14 @@ def one(bridge: Bridge, t: Array) -> Array:
     return jnp.ones_like(t)
 
 
+def g2(bridge: Bridge, t: Array) -> Array:
+    """lambda = g^2 alpha^2 / sigma^4, which makes IBMD's loss twice the KL divergence of path measures (theorem 3.1).
+
+    That is g^2 ||v_theta - v*||^2 of the drifts v = (alpha x_0 - x_t) / sigma^2, as an error of x_0. Large near t = 0.
+    """
+    return bridge.f_and_g2(t)[1] * jnp.square(bridge.alpha(t) / jnp.square(bridge.sigma(t)))
+
+
 def ten_to(power: float) -> WeightFn:
     """lambda = 10^(power (1 - t / T)): the IBMD authors' weight of the student's loss, for inpainting power = 2."""
 
@@ -57,6 +65,7 @@ def product(first: WeightFn, second: WeightFn) -> WeightFn:
 # "native_ten_to_1", its product with ten_to_1, which the IBMD authors' code has for DDBM's students.
 WEIGHTS: dict[str, WeightFn] = {
     "one": one,
+    "g2": g2,
     "ten_to_1": ten_to(1.0),
     "ten_to_2": ten_to(2.0),
 }

@@ -18,6 +18,13 @@ gradient. The authors' code has two ways, in the place of (1); x_0 = G_theta(x_{
                          t ~ U[t_min, T],      x_t ~ q(x_t | x_0, x_T)                                       (4)
     posterior (I2SB's)   n one for an example, x_{t_n} ~ q(x_{t_n} | y, x_T), y restored by the EMA in N steps,
                          t ~ U[t_min, t_n],    x_t ~ q(x_t | x_0, x_{t_n})                                   (5)
+
+Where clean images exist they can take part (RealUID, arXiv 2509.22459, section 4): with 0 < alpha < 1, each term of
+(3) becomes, y_0 being a clean image and y_t on its bridge,
+
+    alpha E || x_0_hat(x_t, t) - beta/alpha x_0 ||^2 + (1-alpha) E || x_0_hat(y_t, t) - (1-beta)/(1-alpha) y_0 ||^2  (6)
+
+and alpha = beta = 1 is (3). On a diffusion bridge, or a flow from noise, (3) is SiD with its alpha = 1/2, which is FGM.
 """
 
 from collections.abc import Callable
@@ -29,7 +36,7 @@ import optax
 
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.bridges.times import uniform, uniform_grid
-from ibmd_jax.core.arrays import composite, ema_update, expand
+from ibmd_jax.core.arrays import composite, ema_update, expand, mean_inside, squared_error
 from ibmd_jax.core.streams import step_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
 from ibmd_jax.methods.base import Method, WeightFn, one, split_batch
@@ -49,8 +56,16 @@ class State(NamedTuple):
     auxiliary_optimizer: optax.OptState
 
 
+T_BINS = 4  # equal parts of [0, T] that losses are also reported for
+
+
 class Info(NamedTuple):
-    """Scalars of one step; loss = teacher_term - auxiliary_term, auxiliary_loss is the mean over the L updates."""
+    """What one step reports: scalars, and [T_BINS] where named so (NaN for a part of [0, T] without an example).
+
+    loss = teacher_term - auxiliary_term; auxiliary_loss is the mean over the L updates. The identities are
+    E[x_0_hat (x_0_hat - x_0)] of the teacher and of the auxiliary network: 0 for the posterior mean of the student's
+    own x_0, so the second is near 0 while the auxiliary keeps up, the first when the student has converged.
+    """
 
     loss: Array
     teacher_term: Array
@@ -58,6 +73,20 @@ class Info(NamedTuple):
     auxiliary_loss: Array
     student_grad_norm: Array
     auxiliary_grad_norm: Array
+    teacher_identity: Array
+    auxiliary_identity: Array
+    teacher_by_t: Array
+    auxiliary_by_t: Array
+
+
+class Terms(NamedTuple):
+    """For every example, [B]: the two terms of (3), the two identities of Info, and the mean of |x_0_* - x_0|."""
+
+    teacher: Array
+    auxiliary: Array
+    teacher_identity: Array
+    auxiliary_identity: Array
+    distance: Array
 
 
 def generate(
@@ -75,13 +104,23 @@ def generate(
 
 
 def path(
-    denoise: Denoise, bridge: Bridge, theta: Params, batch: Batch, times: Array, key: Key, noise_channels: int = 0
+    denoise: Denoise,
+    bridge: Bridge,
+    theta: Params,
+    batch: Batch,
+    times: Array,
+    key: Key,
+    noise_channels: int = 0,
+    z_key: Key | None = None,
 ) -> Array:
-    """The states of equation (4) at `times` [N], which begin with T: [N, B, H, W, C], x_T first."""
+    """The states of equation (4) at `times` [N], which begin with T: [N, B, H, W, C], x_T first.
+
+    z_key: the key of one z for all evaluations; None: each draws its own.
+    """
 
     def step(x_s: Array, inputs: tuple[Array, Array, Key]) -> tuple[Array, Array]:
         s, t, k = inputs
-        x_0 = generate(denoise, theta, x_s, s, batch, stream(k, "z"), noise_channels)
+        x_0 = generate(denoise, theta, x_s, s, batch, stream(k, "z") if z_key is None else z_key, noise_channels)
         mean, std = bridge.posterior(x_0, x_s, s, t)
         x_t = mean + std * jax.random.normal(k, x_s.shape, x_s.dtype)
         return x_t, x_t
@@ -101,14 +140,32 @@ def student_terms(
     t: Array,
     batch: Batch,
     weight: WeightFn = one,
-) -> tuple[Array, Array]:
-    """The two terms of equation (3) for every example, each [B], differentiable in x_0 and x_t alone.
+    teacher_denoise: Denoise | None = None,
+) -> Terms:
+    """The two terms of equation (3) and what is reported beside them; differentiable in x_0 and x_t alone.
 
-    x_0 stands for G_theta(x_T, z); batch.x_0 is never read.
+    x_0 stands for G_theta(x_T, z), or for beta/alpha of it in (6); batch.x_0 is never read.
+    teacher_denoise: the teacher's network where it is another one than `denoise`.
     """
     teacher, phi = jax.lax.stop_gradient((teacher, phi))
-    good, bad = (denoising_error(denoise, bridge, p, x_t, t, x_0, batch, weight) for p in (teacher, phi))
-    return good, bad
+    good = (teacher_denoise or denoise)(teacher, x_t, t, batch.x_T, batch.cond)
+    bad = denoise(phi, x_t, t, batch.x_T, batch.cond)
+
+    def mean(values: Array) -> Array:
+        return mean_inside(values, batch.mask)
+
+    return Terms(
+        *(weight(bridge, t) * squared_error(x, x_0, batch.mask) for x in (good, bad)),
+        *(mean(x * (x - x_0)) for x in (good, bad)),
+        mean(jnp.abs(good - x_0)),
+    )
+
+
+def by_t(values: Array, t: Array, T: float) -> Array:
+    """Means of values [B] over the examples of equal parts of [0, T]: [T_BINS], NaN where there is none."""
+    part = jnp.minimum((t / T * T_BINS).astype(jnp.int32), T_BINS - 1)
+    inside = jax.nn.one_hot(part, T_BINS, dtype=values.dtype)
+    return values @ inside / inside.sum(0)
 
 
 def ibmd(
@@ -119,28 +176,54 @@ def ibmd(
     *,
     steps: int = 1,
     multistep: str = "marginal",
+    rollout: str = "student",
+    same_z: bool = False,
     auxiliary_updates: int = 5,
+    pretraining: int = 0,
     student_weight: WeightFn = one,
     auxiliary_weight: WeightFn = one,
+    normalise: bool = False,
     noise_channels: int = 0,
     ema_decay: float = 0.99,
     t_min: float = 1e-3,
     time_sampler: Callable[..., Array] = uniform,
     dropout: bool = False,
+    real_data: tuple[float, float] = (1.0, 1.0),
+    from_noise: bool = False,
+    teacher_denoise: Denoise | None = None,
+    student_label: int | None = None,
 ) -> Method:
-    """IBMD as a Method. `frozen` is the teacher's parameters; batches need no x_0; `sample` also takes its steps.
+    """IBMD as a Method. `frozen` is the teacher's parameters; `sample` also takes the number of steps.
 
     Args:
         steps: N, the most steps that the student is trained for. multistep: "marginal" (4) or "posterior" (5).
+        rollout: "student" or "ema", whose parameters make x_{t_n}: (4) has the student's, (5) the average's.
+        same_z: one z serves a whole roll-out; otherwise each evaluation draws its own.
         auxiliary_updates: L of algorithm 1. A step consumes L + 1 batches.
+        pretraining: number of first steps that update the auxiliary network alone.
         student_weight, auxiliary_weight: lambda(t) of (3) and of (2); they may differ, since the minimiser of (2)
             does not depend on its lambda.
-        noise_channels: channels of z; 0 where x_T itself is noisy.
+        normalise: divides each example's (3) by its mean |x_0_* - x_0| (SiD, arXiv 2404.04057, equation 10).
+        noise_channels: channels of z; 0 where x_T itself is noisy. They are further input channels; whether they stand
+            beside those of x_t or of x_T makes no difference.
         dropout: whether the auxiliary drops activations while it is updated; (3) is always without.
-    Raises: ValueError for another multistep.
+        real_data: (alpha, beta) of (6); (1, 1) uses no clean images, and batches need no x_0.
+        from_noise: x_T is N(0, I) and has nothing to do with x_0, as in flow matching: that in x_t is then drawn anew.
+            A diffusion bridge has a = 0 and needs no such choice.
+        teacher_denoise: the teacher's network where it is another one: see methods/teachers.py for several.
+        student_label: a label that the student is given in the place of batch.cond, which teacher and auxiliary see: a
+            student blind to the task.
+    Raises: ValueError for another multistep or rollout, and for alpha and beta that (6) does not allow.
     """
-    if multistep not in ("marginal", "posterior"):
-        raise ValueError(f"multistep = {multistep!r}: it must be marginal or posterior")
+    for name, value, known in (
+        ("multistep", multistep, ("marginal", "posterior")),
+        ("rollout", rollout, ("student", "ema")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name} = {value!r}: it must be {known[0]} or {known[1]}")
+    alpha, beta = real_data
+    if not (0 < alpha < 1 or alpha == beta == 1):
+        raise ValueError(f"real_data = {alpha, beta}: alpha is between 0 and 1, or both are 1")
     times = uniform_grid(steps, bridge.T)[:-1]
 
     def init(start: tuple[Params, Params]) -> State:
@@ -155,53 +238,75 @@ def ibmd(
             auxiliary_optimizer.init(auxiliary),
         )
 
+    def for_student(batch: Batch) -> Batch:
+        if student_label is None:
+            return batch
+        return batch._replace(cond=jnp.full(batch.x_T.shape[:1], student_label, jnp.int32))
+
     def restore(theta: Params, batch: Batch, key: Key, steps: int) -> Array:
         def bound(x_t: Array, t: Array, x_T: Array, cond=None, z: Array | None = None) -> Array:
             return denoise(theta, x_t, t, x_T, cond, z)
 
-        settings = {"noise_channels": noise_channels, "mask": batch.mask, "cond": batch.cond}
+        settings = {"noise_channels": noise_channels, "mask": batch.mask, "cond": for_student(batch).cond}
         if steps == 1:
             return one_step(bound, bridge, key, batch.x_T, **settings)
-        return few_step(bound, bridge, key, batch.x_T, uniform_grid(steps, bridge.T), **settings)
+        return few_step(bound, bridge, key, batch.x_T, uniform_grid(steps, bridge.T), same_z=same_z, **settings)
 
-    def first_state(theta: Params, ema: Params, batch: Batch, key: Key) -> tuple[Array, Array]:
-        """x_{t_n} [B, H, W, C] and t_n [B] of (4) or (5)."""
-        theta, examples = jax.lax.stop_gradient(theta), batch.x_T.shape[:1]
+    def end(batch: Batch, key: Key) -> Array:
+        """Where the bridges to x_0 end."""
+        return jax.random.normal(stream(key, "x_T"), batch.x_T.shape) if from_noise else batch.x_T
+
+    def first_state(theta: Params, batch: Batch, key: Key) -> tuple[Array, Array]:
+        """x_{t_n} [B, H, W, C] and t_n [B] of (4) or (5), made by theta."""
+        examples = batch.x_T.shape[:1]
         if steps == 1:
             return batch.x_T, jnp.full(examples, bridge.T)
         if multistep == "marginal":
             n = jax.random.randint(stream(key, "n"), (), 0, steps)
-            states = path(denoise, bridge, theta, batch, times, stream(key, "path"), noise_channels)
+            z_key = stream(key, "z") if same_z else None
+            states = path(denoise, bridge, theta, for_student(batch), times, stream(key, "path"), noise_channels, z_key)
             return states[n], jnp.full(examples, times[n])
         n = jax.random.randint(stream(key, "n"), examples, 0, steps)
-        y = restore(ema, batch, stream(key, "path"), steps)
-        x = bridge.sample(stream(key, "first"), y, batch.x_T, times[n])
+        y = restore(theta, batch, stream(key, "path"), steps)
+        x = bridge.sample(stream(key, "first"), y, end(batch, key), times[n])
         return jnp.where(expand(n, batch.x_T) == 0, batch.x_T, x), times[n]
 
     def draw(theta: Params, ema: Params, batch: Batch, key: Key) -> tuple[Array, Array, Array]:
         """x_0, x_t and t of (1), (4) or (5), differentiable in theta through x_0 and x_t."""
-        x_s, s = first_state(theta, ema, batch, key)
-        x_0 = generate(denoise, theta, x_s, s, batch, stream(key, "z"), noise_channels)
+        x_s, s = first_state(jax.lax.stop_gradient(theta if rollout == "student" else ema), batch, key)
+        x_0 = generate(denoise, theta, x_s, s, for_student(batch), stream(key, "z"), noise_channels)
         t = time_sampler(stream(key, "t"), batch.x_T.shape[0], t_min, bridge.T)
         if steps == 1 or multistep == "marginal":
-            return x_0, bridge.sample(stream(key, "x_t"), x_0, batch.x_T, t), t
+            return x_0, bridge.sample(stream(key, "x_t"), x_0, end(batch, key), t), t
         t = t_min + (t - t_min) * (s - t_min) / (bridge.T - t_min)
         mean, std = bridge.posterior(x_0, x_s, s, t)
         return x_0, mean + std * jax.random.normal(stream(key, "x_t"), x_0.shape, x_0.dtype), t
 
+    def matching_loss(phi: Params, x_0: Array, x_t: Array, t: Array, batch: Batch, key: Key) -> Array:
+        """(2), or both parts of (6)."""
+        drop = stream(key, "dropout") if dropout else None
+
+        def error(x_t: Array, target: Array) -> Array:
+            return denoising_error(denoise, bridge, phi, x_t, t, target, batch, auxiliary_weight, drop).mean()
+
+        if alpha == 1:
+            return error(x_t, x_0)
+        x_t_real = bridge.sample(stream(key, "real"), batch.x_0, end(batch, key), t)
+        real = error(x_t_real, (1 - beta) / (1 - alpha) * batch.x_0)
+        return alpha * error(x_t, beta / alpha * x_0) + (1 - alpha) * real
+
     def step(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
-        batches = split_batch(batch._replace(x_0=None), auxiliary_updates + 1)
+        if alpha == 1:
+            batch = batch._replace(x_0=None)
+        elif batch.x_0 is None:
+            raise ValueError("real_data needs clean images: the batch has no x_0")
+        batches = split_batch(batch, auxiliary_updates + 1)
 
         def update_auxiliary(carry: tuple[Params, optax.OptState], inputs: tuple[Batch, Key]):
             phi, opt = carry
             part, k = inputs
             x_0, x_t, t = jax.lax.stop_gradient(draw(state.student, state.ema, part, k))
-            drop = stream(k, "dropout") if dropout else None
-
-            def loss_fn(phi: Params) -> Array:
-                return denoising_error(denoise, bridge, phi, x_t, t, x_0, part, auxiliary_weight, drop).mean()
-
-            loss, grads = jax.value_and_grad(loss_fn)(phi)
+            loss, grads = jax.value_and_grad(matching_loss)(phi, x_0, x_t, t, part, k)
             updates, opt = auxiliary_optimizer.update(grads, opt, phi)
             return (optax.apply_updates(phi, updates), opt), (loss, optax.tree.norm(grads))
 
@@ -218,25 +323,37 @@ def ibmd(
         part = jax.tree.map(lambda x: x[-1], batches)
         k = stream(key, "student")
 
-        def loss_fn(theta: Params) -> tuple[Array, tuple[Array, Array]]:
+        def loss_fn(theta: Params) -> tuple[Array, tuple[Terms, Array]]:
             x_0, x_t, t = draw(theta, state.ema, part, k)
-            good, bad = student_terms(denoise, bridge, teacher, phi, x_0, x_t, t, part, student_weight)
-            return (good - bad).mean(), (good.mean(), bad.mean())
+            target = x_0 if alpha == 1 else beta / alpha * x_0
+            terms = student_terms(denoise, bridge, teacher, phi, target, x_t, t, part, student_weight, teacher_denoise)
+            loss = alpha * (terms.teacher - terms.auxiliary)
+            if normalise:
+                loss = loss / (jax.lax.stop_gradient(terms.distance) + 1e-8)
+            return loss.mean(), (terms, t)
 
-        (loss, (teacher_term, auxiliary_term)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.student)
-        updates, student_opt = student_optimizer.update(grads, state.student_optimizer, state.student)
-        student = optax.apply_updates(state.student, updates)
-        n = state.step + 1
-        ema = ema_update(state.ema, student, n, ema_decay)
+        (loss, (terms, t)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.student)
+        updates, opt = student_optimizer.update(grads, state.student_optimizer, state.student)
+        student, n = optax.apply_updates(state.student, updates), state.step + 1
+        new = student, ema_update(state.ema, student, n - pretraining, ema_decay), opt
+        if pretraining:
+            old = state.student, state.ema, state.student_optimizer
+            new = jax.tree.map(lambda x, y: jnp.where(n > pretraining, x, y), new, old)
+        means = Terms(*(x.mean() for x in terms))
         info = Info(
             loss,
-            teacher_term,
-            auxiliary_term,
+            means.teacher,
+            means.auxiliary,
             auxiliary_loss.mean(),
             optax.tree.norm(grads),
             auxiliary_norm.mean(),
+            means.teacher_identity,
+            means.auxiliary_identity,
+            by_t(terms.teacher, t, bridge.T),
+            by_t(terms.auxiliary, t, bridge.T),
         )
-        return State(n, student, phi, ema, student_opt, phi_opt), info
+        student, ema, opt = new
+        return State(n, student, phi, ema, opt, phi_opt), info
 
     def sample(params: Params, key: Key, batch: Batch, steps: int = steps) -> Array:
         return restore(params, batch, key, steps)

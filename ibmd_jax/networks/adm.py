@@ -10,7 +10,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
-from ibmd_jax.networks.blocks import AttentionBlock, ResBlock, conv, normalise, timestep_embedding, upsample
+from ibmd_jax.networks.blocks import (
+    AttentionBlock,
+    ResBlock,
+    conv,
+    label_embedding,
+    normalise,
+    timestep_embedding,
+    upsample,
+)
 
 MULTIPLIERS = {512: (0.5, 1, 1, 2, 2, 4, 4), 256: (1, 1, 2, 2, 4, 4), 128: (1, 1, 2, 3, 4), 64: (1, 2, 3, 4)}
 
@@ -62,9 +70,7 @@ class ADM(nn.Module):
         emb = nn.Dense(4 * self.channels, name="time_embed_0")(timestep_embedding(t, self.channels))
         emb = nn.Dense(4 * self.channels, name="time_embed_2")(nn.silu(emb))
         if self.classes:
-            if cond is None:
-                raise ValueError(f"a network of {self.classes} classes needs labels: cond is None")
-            emb = emb + nn.Embed(self.classes, 4 * self.channels, name="label_emb")(cond)
+            emb = emb + label_embedding(cond, self.classes, 4 * self.channels)
 
         widths = [int(m * self.channels) for m in self.multipliers]
         h = conv(widths[0], 3, "input_blocks_0_0", dtype=dtype)(x.astype(dtype))

@@ -34,6 +34,13 @@ def normalise(groups: int, name: str, x: Array) -> Array:
     return group_norm(groups, name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
+def label_embedding(cond: Any, classes: int, features: int) -> Array:
+    """A row for each label: cond [B] int32 -> [B, features]; called in a module. Raises: ValueError without cond."""
+    if cond is None:
+        raise ValueError(f"a network of {classes} classes needs labels: cond is None")
+    return nn.Embed(classes, features, name="label_emb")(cond)
+
+
 def conv(features: int, size: int, name: str, zero: bool = False, dtype: Any = None, stride: int = 1) -> nn.Conv:
     """A size x size convolution with PyTorch's symmetric padding; zero: starts as the zero map."""
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
-from ibmd_jax.networks.blocks import depth_to_space, space_to_depth, timestep_embedding
+from ibmd_jax.networks.blocks import depth_to_space, label_embedding, space_to_depth, timestep_embedding
 
 ZERO = nn.initializers.zeros
 
@@ -66,9 +66,7 @@ class DiT(nn.Module):
         emb = nn.Dense(self.channels, name="time_in")(timestep_embedding(t, 256))
         emb = nn.Dense(self.channels, name="time_out")(nn.silu(emb))
         if self.classes:
-            if cond is None:
-                raise ValueError(f"a network of {self.classes} classes needs labels: cond is None")
-            emb = emb + nn.Embed(self.classes, self.channels, name="label_emb")(cond)
+            emb = emb + label_embedding(cond, self.classes, self.channels)
 
         patches = space_to_depth(x, self.patch)
         h = nn.Dense(self.channels, name="patch_in")(patches)

@@ -1,26 +1,33 @@
-"""The student's head: a teacher's parameters plus zero-initialised weights for the noise z (IBMD, appendix B)."""
+"""A student's first parameters: its teacher's, and zeros for what the teacher does not see.
+
+That is the noise z (IBMD, appendix B), and the label of the task where there are several teachers.
+"""
 
 import jax
+import jax.numpy as jnp
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Params
 
 
-def with_noise_input(teacher: Params, fresh: Params) -> Params:
-    """The student's first parameters: every weight of the teacher, and `fresh`'s where the teacher has none.
+def with_new_inputs(teacher: Params, fresh: Params) -> Params:
+    """Every weight of the teacher, and zeros where only `fresh` has one.
 
-    The fresh leaves start at zero, so the untrained student G(x_T, z) equals the teacher at t = T bit for bit.
+    So the untrained student G(x_T, z) equals the teacher at t = T bit for bit.
 
     Args:
-        teacher: parameters of the network without noise input.
-        fresh: parameters that the same network initialises with noise input; its structure is the result's.
+        teacher: parameters of the network without the inputs.
+        fresh: parameters that the same network initialises with noise input, or with labels; only its structure, shapes
+            and dtypes are used.
     Raises: UserError if the teacher has a parameter that `fresh` lacks, or of another shape.
     """
     old = dict(jax.tree_util.tree_flatten_with_path(teacher)[0])
     flat, structure = jax.tree_util.tree_flatten_with_path(fresh)
     leaves = []
     for path, leaf in flat:
-        given = old.pop(path, leaf)
+        given = old.pop(path, None)
+        if given is None:
+            given = jnp.zeros(leaf.shape, leaf.dtype)
         if given.shape != leaf.shape:
             name = jax.tree_util.keystr(path)
             raise UserError(f"parameter {name}: the teacher's is {given.shape}, the student's {leaf.shape}")

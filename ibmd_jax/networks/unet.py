@@ -12,6 +12,7 @@ from ibmd_jax.networks.blocks import (
     conv,
     depth_to_space,
     group_norm,
+    label_embedding,
     space_to_depth,
     timestep_embedding,
 )
@@ -23,6 +24,7 @@ class UNet(nn.Module):
     channels: width of each level, finest first. blocks: residual blocks a level (one more on the way up).
     attention: the levels (0 is the finest) that have attention after each of their residual blocks.
     patch: side of the pixel patches that become channels at the input and pixels again at the output.
+    classes: number of labels in cond [B] int32; 0 for none.
     """
 
     out_channels: int = 3
@@ -32,14 +34,17 @@ class UNet(nn.Module):
     head_channels: int = 32
     groups: int = 32
     patch: int = 2
+    classes: int = 0
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
-        """cond: unused by this network. z: noise [B, H, W, C_z], through input weights that start at zero."""
+        """z: noise [B, H, W, C_z], through input weights that start at zero. cond: labels where there are classes."""
         width = self.channels[0]
         emb = timestep_embedding(t, width)
         emb = nn.Dense(4 * width, name="time_in")(emb)
         emb = nn.Dense(4 * width, name="time_out")(nn.silu(emb))
+        if self.classes:
+            emb = emb + label_embedding(cond, self.classes, 4 * width)
 
         def attend(h: Array, level: int, name: str) -> Array:
             return AttentionBlock(self.head_channels, self.groups, name=name)(h) if level in self.attention else h

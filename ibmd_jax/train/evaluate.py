@@ -30,6 +30,15 @@ class Row(NamedTuple):
     images_per_second: float
 
 
+DIVERSITY_EXAMPLES, DIVERSITY_DRAWS = 64, 4
+
+
+def diversity(restorations: list[Array]) -> float:
+    """Root mean square deviation of several restorations [N, H, W, C] of the same inputs, averaged over the inputs."""
+    draws = np.stack([np.asarray(x) for x in restorations])
+    return float(np.sqrt(draws.var(0, ddof=1).mean((1, 2, 3))).mean())
+
+
 def split(batch: Batch, size: int) -> list[Batch]:
     """Batches of exactly `size` examples; the last one is filled up with the first examples again."""
     n = batch.x_T.shape[0]
@@ -62,7 +71,7 @@ def evaluate(
     key: Key,
     report: Callable[[Row], None] = lambda row: None,
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
-    """Measures samplers against test.x_0.
+    """Measures samplers against test.x_0, and how much their restorations of one input differ.
 
     Args:
         test: all test images with x_0. features: for FID and KID, or None to leave these out.
@@ -79,11 +88,14 @@ def evaluate(
     truth = np.asarray(test.x_0)
     reference = feature_set(truth)
     rows, images = [], {}
+    few = split(jax.tree.map(lambda x: x[: min(n, DIVERSITY_EXAMPLES)], test), min(n, DIVERSITY_EXAMPLES))[0]
     for sampler in samplers:
         restored, rate = restore(sampler, parts, n, key)
+        draws = [sampler.sample(sampler.params, step_key(key, "draws", i), few) for i in range(DIVERSITY_DRAWS)]
         found = feature_set(restored)
         metrics = {} if features is None else {name: fn(found, reference) for name, fn in SET_METRICS.items()}
         metrics |= {name: float(np.mean(fn(restored, truth))) for name, fn in PIXEL_METRICS.items()}
+        metrics["diversity"] = diversity(draws)
         rows.append(Row(sampler.label, sampler.nfe, metrics, rate))
         images[f"{sampler.label} {sampler.nfe}"] = restored
         report(rows[-1])

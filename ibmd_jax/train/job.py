@@ -1,7 +1,8 @@
 """The whole job in one workdir: teacher, distillation, evaluation; each stage is skipped where its result is there.
 
 WORKDIR/config.json              the configuration that owns the folder
-        teacher/, distill/       checkpoints/, events/ (TensorBoard), export/ (the parameters to deploy)
+        teacher/, distill/       checkpoints/, events/ (TensorBoard), curves.png, export/ (the parameters to deploy)
+        teacher/raw/             the teacher's parameters without averaging, for config.distill.start
         pictures/                image grids made while training
         report.json, samples.png the evaluation
         samples/                 restored images, one file each (--mode=sample)
@@ -26,11 +27,11 @@ from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.streams import stream
 from ibmd_jax.core.types import Array, Batch, Params
 from ibmd_jax.methods.base import Method
-from ibmd_jax.networks.generator import with_noise_input
+from ibmd_jax.networks.generator import with_new_inputs
 from ibmd_jax.train.checkpoint import load_params
-from ibmd_jax.train.evaluate import Row, Sampler, evaluate, split, table
+from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, split, table
 from ibmd_jax.train.loop import Schedule, fit
-from ibmd_jax.train.pictures import save_grid
+from ibmd_jax.train.pictures import save_curves, save_grid
 from ibmd_jax.train.sharding import abstract_state
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ FREE_SECTIONS = ("schedule", "evaluate")
 class Job(NamedTuple):
     """All that a run is made of; build/ makes it from a configuration.
 
-    init_params(key, noise_channels) -> parameters. batches(stage)(step) -> iterator over batches from that step on.
+    init_params(key, noise_channels) -> parameters; init_teachers: such a function for each of several given teachers,
+    whose parameters are a tuple. batches(stage)(step) -> iterator over batches from that step on.
     teacher_steps: NFE -> sampling steps of the teacher's rows in the table. test(): the test images, made once.
     clean: whether batches have x_0; a teacher's training and the evaluation need it.
     features: for FID and KID, or None.
@@ -51,6 +53,7 @@ class Job(NamedTuple):
     config: dict[str, Any]
     mesh: Mesh
     init_params: Callable[..., Params]
+    init_teachers: tuple[Callable[..., Params], ...]
     teacher: Method
     distill: Method
     teacher_steps: dict[int, int]
@@ -85,9 +88,14 @@ PICTURE_EXAMPLES = 8
 TEACHER_STEPS_IN_PICTURES = 10
 
 
-def _abstract(job: Job, noise_channels: int = 0) -> Params:
+def teacher_folders(config: dict[str, Any]) -> list[str]:
+    """The folders in config.teacher.checkpoint: none, one, or several with commas between them."""
+    return [folder.strip() for folder in config["teacher"]["checkpoint"].split(",") if folder.strip()]
+
+
+def _abstract(job: Job, noise_channels: int = 0, init_params: Callable[..., Params] | None = None) -> Params:
     def init() -> Params:
-        return job.init_params(jax.random.key(0), noise_channels)
+        return (init_params or job.init_params)(jax.random.key(0), noise_channels)
 
     return abstract_state(job.mesh, job.schedule.fsdp_min_size, init)
 
@@ -115,11 +123,16 @@ def _finished(job: Job, folder: Path, steps: int, noise_channels: int = 0) -> tu
 def load_teacher(job: Job, folder: Path) -> tuple[Params, dict[str, Any]]:
     """The frozen teacher and its metadata: config.teacher.checkpoint if it is set, else the workdir's own.
 
-    Raises: UserError if there is none, or if it is of another network.
+    Of several teachers, the tuple of their parameters. Raises: UserError if there is none, or one of another network.
     """
-    given = job.config["teacher"]["checkpoint"]
+    given = teacher_folders(job.config)
+    if job.init_teachers:
+        loaded = [
+            load_params(f, _abstract(job, init_params=init)) for f, init in zip(given, job.init_teachers, strict=True)
+        ]
+        return tuple(p for p, _ in loaded), {"fingerprint": [meta["fingerprint"] for _, meta in loaded]}
     if given:
-        return load_params(given, _abstract(job))
+        return load_params(given[0], _abstract(job))
     found = _finished(job, folder / "teacher", job.config["teacher"]["steps"])
     if found is None:
         raise UserError(
@@ -137,6 +150,10 @@ def load_student(job: Job, folder: Path) -> tuple[Params, dict[str, Any]]:
     return found
 
 
+def _model_sections(job: Job) -> dict[str, Any]:
+    return {section: job.config[section] for section in ("network", "bridge", "parametrisation")}
+
+
 def _few(job: Job) -> Batch:
     """A few test examples for pictures: every n-th, so that they differ."""
     rows = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
@@ -145,7 +162,7 @@ def _few(job: Job) -> Batch:
 
 def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     """Bridge matching, unless the teacher is given or already there."""
-    if job.config["teacher"]["checkpoint"]:
+    if teacher_folders(job.config):
         load_teacher(job, folder)
         return
     if _finished(job, folder / "teacher", job.config["teacher"]["steps"]):
@@ -154,16 +171,17 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     few, key = _few(job), _key(job, "pictures")
     one, many = (jax.jit(functools.partial(job.teacher.sample, steps=n)) for n in (1, TEACHER_STEPS_IN_PICTURES))
 
-    def picture(params: Params, label: str) -> None:
+    def picture(params: Params, label: str) -> dict[str, float]:
         columns = {"input": few.x_T, "1 step": one(params, key, few)}
         columns[f"{TEACHER_STEPS_IN_PICTURES} steps"] = many(params, key, few)
         save_grid(folder / "pictures" / f"{label}.png", {**columns, "truth": few.x_0})
+        return {}
 
     given = job.config["teacher"]["start"]
     first = load_params(given, _abstract(job))[0] if given else None
 
-    def start(frozen: None) -> Any:
-        return job.teacher.init(job.init_params(_key(job, "init")) if first is None else first)
+    def start(frozen: None, given: Params | None) -> Any:
+        return job.teacher.init(job.init_params(_key(job, "init")) if given is None else given)
 
     fit(
         "teacher",
@@ -177,8 +195,12 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         mesh=job.mesh,
         identity={},
         schedule=job.schedule,
+        model=_model_sections(job),
+        given=first,
         picture=picture,
+        also_export={"raw": lambda state: state.params},
     )
+    save_curves(folder / "teacher" / "events", folder / "teacher" / "curves.png")
 
 
 def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
@@ -186,6 +208,10 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     c = job.config["distill"]
     teacher, meta = load_teacher(job, folder)
     identity = {"teacher": _hash(meta)}
+    given = teacher[0] if job.init_teachers else None
+    if c["start"]:
+        given, start_meta = load_params(c["start"], _abstract(job))
+        identity["start"] = _hash(start_meta)
     found = _finished(job, folder / "distill", c["steps"], c["noise_channels"])
     if found and found[1]["identity"] == identity:
         log.info("distill: already done")
@@ -196,13 +222,15 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     known |= {} if few.x_0 is None else {"truth": few.x_0}
     sample, steps = jax.jit(job.distill.sample), c["student_steps"]
 
-    def picture(params: Params, label: str) -> None:
-        columns = {"input": few.x_T, f"student, {steps}": sample(params, key, few), **known}
-        save_grid(folder / "pictures" / f"{label}.png", columns)
+    def picture(params: Params, label: str) -> dict[str, float]:
+        restored = sample(params, key, few)
+        save_grid(folder / "pictures" / f"{label}.png", {"input": few.x_T, f"student, {steps}": restored, **known})
+        return {"diversity": diversity([restored, sample(params, stream(key, "another"), few)])}
 
-    def start(frozen: Params) -> Any:
-        fresh = job.init_params(_key(job, "init"), c["noise_channels"])
-        return job.distill.init((with_noise_input(frozen, fresh), frozen))
+    def start(frozen: Params, given: Params | None) -> Any:
+        first = frozen if given is None else given
+        fresh = (job.init_params(_key(job, "init"), n) for n in (c["noise_channels"], 0))
+        return job.distill.init(tuple(with_new_inputs(first, params) for params in fresh))
 
     fit(
         "distill",
@@ -216,9 +244,11 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         mesh=job.mesh,
         identity=identity,
         schedule=job.schedule,
-        model={section: job.config[section] for section in ("network", "bridge", "parametrisation")},
+        model=_model_sections(job),
+        given=given,
         picture=picture,
     )
+    save_curves(folder / "distill" / "events", folder / "distill" / "curves.png")
 
 
 def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:

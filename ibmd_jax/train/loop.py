@@ -72,6 +72,16 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(s, old)
 
 
+def mean_info(infos: list[Any]) -> dict[str, float]:
+    """Means over some steps of an Info's scalars, and of its vectors as name/0, name/1, ...; NaN entries left out."""
+    found = {}
+    for name in infos[0]._fields:
+        values = np.stack([np.asarray(getattr(i, name)) for i in infos])
+        columns = {name: values} if values.ndim == 1 else {f"{name}/{i}": v for i, v in enumerate(values.T)}
+        found |= {key: float(np.nanmean(v)) for key, v in columns.items() if not np.isnan(v).all()}
+    return found
+
+
 @jax.jit
 def _finite(tree: Params) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
@@ -80,7 +90,7 @@ def _finite(tree: Params) -> jax.Array:
 def fit(
     stage: str,
     method: Method,
-    start: Callable[[Any], Any],
+    start: Callable[[Any, Any], Any],
     frozen: Params | None,
     batches: Callable[[int], Iterator[Batch]],
     *,
@@ -90,28 +100,33 @@ def fit(
     mesh: Mesh,
     identity: dict[str, Any],
     schedule: Schedule,
-    model: dict[str, Any] | None = None,
-    picture: Callable[[Params, str], Any] | None = None,
+    model: dict[str, Any],
+    given: Params | None = None,
+    picture: Callable[[Params, str], dict[str, float]] | None = None,
+    also_export: dict[str, Callable[[Any], Params]] | None = None,
 ) -> Params:
     """Trains one stage to `steps`, from its newest checkpoint if there is one; returns and exports the result.
 
     Args:
         stage: its name, in logs and random streams.
-        start: frozen -> the method's first state; called inside jit.
+        start: (frozen, given) -> the method's first state; called inside jit.
+        given: parameters to start from, where `start` needs some beside the frozen ones.
         batches: step -> iterator over batches from that step on, each already on its devices.
         folder: gets checkpoints/, export/ and TensorBoard events.
         identity: saved with every checkpoint, and required to be equal on resume (the teacher's fingerprint).
-        model: the sections of the configuration that the exported parameters need, saved with them.
-        picture: called as picture(exported parameters, label) every schedule.picture_every steps.
+        model: the sections of the configuration that the exported parameters belong to, saved with them.
+        picture: called as picture(exported parameters, label) every schedule.picture_every steps; what it returns is
+            logged.
+        also_export: other parameters of the last state to write beside export/, by the name of their folder.
     Raises:
         Stopped on a signal; NotFinite; UserError for checkpoints of another network or identity.
     """
     checkpoints = Checkpoints(folder / "checkpoints", schedule.keep)
-    abstract = abstract_state(mesh, schedule.fsdp_min_size, start, frozen)
+    abstract = abstract_state(mesh, schedule.fsdp_min_size, start, frozen, given)
     sharding = jax.tree.map(lambda x: x.sharding, abstract)
     restored = checkpoints.restore(abstract)
     if restored is None:
-        first, state = 0, jax.jit(start, out_shardings=sharding)(frozen)
+        first, state = 0, jax.jit(start, out_shardings=sharding)(frozen, given)
     else:
         first, state, meta = restored
         if meta["identity"] != identity:
@@ -139,10 +154,11 @@ def fit(
         numbers, infos = [n for n, _ in pending], jax.device_get([i for _, i in pending])
         pending.clear()
         for n, info in zip(numbers, infos, strict=True):
-            bad = [name for name, value in info._asdict().items() if not np.isfinite(value)]
+            # In a vector over parts of [0, T], NaN stands for a part without an example.
+            bad = [name for name, v in info._asdict().items() if np.isnan(v).all() or np.isinf(v).any()]
             if bad:
                 raise not_finite(f"{bad[0]} is not finite at step {n}")
-        mean = {name: float(np.mean([getattr(i, name) for i in infos])) for name in infos[0]._fields}
+        mean = mean_info(infos)
         writer.write_scalars(numbers[-1] + 1, mean)
         bar.set_postfix(loss=f"{mean['loss']:.4f}", refresh=False)
 
@@ -158,7 +174,7 @@ def fit(
         with _signals() as received, tqdm(total=steps, initial=first, desc=stage, unit="step", mininterval=1) as bar:
             for step in range(first, steps):
                 if picture and step % schedule.picture_every == 0:
-                    picture(export(state), f"{stage}_{step:06d}")
+                    writer.write_scalars(step, picture(export(state), f"{stage}_{step:06d}"))
                 if received or (step % schedule.save_every == 0 and step > first):
                     save(step, bar)
                     if received:
@@ -172,8 +188,10 @@ def fit(
             save(steps, bar)
             params = export(state)
             if picture:
-                picture(params, f"{stage}_{steps:06d}")
-            meta = {"identity": identity, "stage": stage, "step": steps, **({"model": model} if model else {})}
+                writer.write_scalars(steps, picture(params, f"{stage}_{steps:06d}"))
+            meta = {"identity": identity, "stage": stage, "step": steps, "model": model}
+            for name, part in (also_export or {}).items():
+                export_params(folder / name, jax.jit(part)(state), meta)
             export_params(folder / "export", params, meta)
             if received:
                 raise Stopped(stage, steps, received[0])

@@ -1,4 +1,4 @@
-"""Grids of images with a heading for each column."""
+"""Grids of images with a heading for each column; curves of what was logged."""
 
 from pathlib import Path
 
@@ -36,4 +36,28 @@ def save_grid(path: Path, columns: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     grid(columns).save(temporary, format="PNG")
+    temporary.replace(path)
+
+
+def save_curves(events: Path, path: Path) -> None:
+    """Draws every scalar in a folder of TensorBoard events over the steps, those named name/0, name/1, ... together."""
+    from matplotlib.figure import Figure  # slow to import, as is the next one
+    from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    found = EventAccumulator(str(events), size_guidance={TENSORS: 0}).Reload()
+    panels: dict[str, list[str]] = {}
+    for tag in found.Tags()["tensors"]:
+        panels.setdefault(tag.split("/")[0], []).append(tag)
+    rows = -(-len(panels) // 3)
+    figure = Figure(figsize=(12, 2.4 * rows), layout="constrained")
+    for i, (name, tags) in enumerate(panels.items()):
+        axes = figure.add_subplot(rows, 3, i + 1, title=name)
+        for tag in tags:
+            points = sorted({e.step: float(make_ndarray(e.tensor_proto)) for e in found.Tensors(tag)}.items())
+            axes.plot(*zip(*points, strict=True), lw=1, label=tag.partition("/")[2])
+        if len(tags) > 1:
+            axes.legend(fontsize="small")
+    temporary = path.with_suffix(".tmp")
+    figure.savefig(temporary, format="png")
     temporary.replace(path)

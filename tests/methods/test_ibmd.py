@@ -7,12 +7,12 @@ import numpy as np
 import optax
 import pytest
 
-from ibmd_jax.bridges import I2SB, Brownian
+from ibmd_jax.bridges import I2SB, Brownian, Flow, diffusion
 from ibmd_jax.bridges.base import bridge as as_bridge
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import ibmd
-from ibmd_jax.methods.base import ten_to
-from ibmd_jax.methods.ibmd import generate, student_terms
+from ibmd_jax.methods.base import WEIGHTS, ten_to
+from ibmd_jax.methods.ibmd import by_t, generate, path, student_terms
 from ibmd_jax.methods.teacher import bridge_matching_loss
 
 COUPLINGS = {"1-D": gaussian.ONE_D, "2-D": gaussian.TWO_D}
@@ -21,12 +21,12 @@ T_MIN = 1e-3
 BATCH = 512
 
 
-def method(coupling, bridge=BRIDGE, steps=1500, **settings):
+def method(coupling, bridge=BRIDGE, steps=1500, make_denoise=gaussian.make_denoise, **settings):
     d = len(coupling.S)
     rate = optax.cosine_decay_schedule(2e-2, steps)
     settings = {"auxiliary_updates": 3, "noise_channels": d, "t_min": T_MIN, **settings}
     fast = optax.adam(optax.cosine_decay_schedule(5e-2, 3 * steps, alpha=0.02), b1=0.0)
-    return ibmd(gaussian.make_denoise(bridge, coupling.S), bridge, optax.adam(rate, b1=0.5), fast, **settings)
+    return ibmd(make_denoise(bridge, coupling.S), bridge, optax.adam(rate, b1=0.5), fast, **settings)
 
 
 def start(coupling):
@@ -39,24 +39,55 @@ def initial_state(m, coupling):
     return m.init((start(coupling), jax.tree.map(jnp.copy, start(coupling))))
 
 
+def draw_pairs(coupling, key, n):
+    x_T = gaussian.draw_x_T(coupling, key, n)
+    noise = jax.random.normal(jax.random.fold_in(key, 1), x_T.shape)
+    return Batch(x_T, x_T @ coupling.M.T + noise @ coupling.R.T)
+
+
+def train(m, coupling, steps=1500, clean=False):
+    """The exported student after some steps, and what they reported, [steps] each."""
+
+    @jax.jit
+    def run(state):
+        def body(state, i):
+            key = jax.random.fold_in(jax.random.key(0), i)
+            batch = draw_pairs(coupling, jax.random.fold_in(key, 1), BATCH * m.batches)
+            return m.step(state, coupling.params, batch if clean else batch._replace(x_0=None), key)
+
+        return jax.lax.scan(body, state, jnp.arange(steps))
+
+    state, infos = run(initial_state(m, coupling))
+    return m.export(state), infos
+
+
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("weight", ["one", "ten_to_1"])
 @pytest.mark.parametrize("name", COUPLINGS)
 def test_recovers_slope_and_variance_of_a_gaussian_coupling(name, weight):
-    coupling, steps = COUPLINGS[name], 1500
+    coupling = COUPLINGS[name]
     settings = {} if weight == "one" else {"student_weight": ten_to(1.0)}
-    m = method(coupling, steps=steps, ema_decay=0.99, **settings)
+    assert_recovered(train(method(coupling, ema_decay=0.99, **settings), coupling)[0], coupling)
 
-    @jax.jit
-    def train(state):
-        def body(state, i):
-            key = jax.random.fold_in(jax.random.key(0), i)
-            batch = Batch(gaussian.draw_x_T(coupling, jax.random.fold_in(key, 1), BATCH * m.batches))
-            return m.step(state, coupling.params, batch, key)
 
-        return jax.lax.scan(body, state, jnp.arange(steps))[0]
+VARIANTS = {
+    "conditional": {"make_denoise": gaussian.make_conditional_denoise},
+    "divided by the teacher's error": {"normalise": True},
+    "pre-trained auxiliary": {"pretraining": 100},
+    "weight g2": {"student_weight": WEIGHTS["g2"], "t_min": 0.1},
+    "with clean images": {"real_data": (0.9, 0.92)},
+}
 
-    found = m.export(train(initial_state(m, coupling)))
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_recovers_the_coupling(name):
+    coupling, settings = gaussian.TWO_D, VARIANTS[name]
+    found, _ = train(method(coupling, ema_decay=0.99, **settings), coupling, clean="real_data" in settings)
+    assert_recovered(found, coupling)
+
+
+def assert_recovered(found, coupling):
     np.testing.assert_allclose(found["M"], coupling.M, atol=0.02 * np.abs(coupling.M).max())
     variance = coupling.R @ coupling.R.T
     np.testing.assert_allclose(found["R"] @ found["R"].T, variance, atol=0.02 * np.abs(variance).max())
@@ -80,9 +111,9 @@ def estimated_loss(theta, phi, teacher, coupling, key, bridge=BRIDGE, weight=lam
     t = jax.random.uniform(jax.random.fold_in(key, 1), (n,), minval=T_MIN, maxval=1.0)
     x_0 = generate(denoise, theta, batch.x_T, bridge.T, batch, jax.random.fold_in(key, 2), d)
     x_t = bridge.sample(jax.random.fold_in(key, 3), x_0, batch.x_T, t)
-    good, bad = student_terms(denoise, bridge, teacher, phi, x_0, x_t, t, batch, weight)
-    assert good.shape == bad.shape == (n,)
-    return (good - bad).mean()
+    terms = student_terms(denoise, bridge, teacher, phi, x_0, x_t, t, batch, weight)
+    assert all(x.shape == (n,) for x in terms)
+    return (terms.teacher - terms.auxiliary).mean()
 
 
 @as_bridge
@@ -196,7 +227,7 @@ def test_clean_images_are_never_touched():
     _, (without, info) = one_step(m, coupling)
     _, (poisoned, _) = one_step(m, coupling, x_0=jnp.full((64 * m.batches, 1), jnp.nan))
     assert not differs(without, poisoned)
-    assert all(np.isfinite(v) for v in info)
+    assert all(np.isfinite(v).all() for v in info)
 
 
 @pytest.mark.usefixtures("lenient")
@@ -222,9 +253,10 @@ def test_the_loss_counts_the_mask_only():
     np.testing.assert_array_equal(x_0, jnp.where(mask, 5.0, x_T))
     t = jnp.full((4,), 0.5)
     x_t = BRIDGE.sample(jax.random.key(2), x_0, x_T, t)
-    good, bad = student_terms(denoise, BRIDGE, jnp.float32(0), jnp.float32(1), x_0, x_t, t, batch)
-    np.testing.assert_array_equal(good, 0)  # the hole is predicted exactly; what is wrong elsewhere does not count
-    assert (bad > 0).all()
+    terms = student_terms(denoise, BRIDGE, jnp.float32(0), jnp.float32(1), x_0, x_t, t, batch)
+    for x in (terms.teacher, terms.teacher_identity, terms.distance):
+        np.testing.assert_array_equal(x, 0)  # the hole is predicted exactly; what is wrong elsewhere does not count
+    assert (terms.auxiliary > 0).all()
 
 
 @pytest.mark.parametrize("bridge", [Brownian(), I2SB()], ids=repr)
@@ -313,6 +345,160 @@ def test_a_student_of_two_steps_reaches_the_exact_solution(multistep):
         np.testing.assert_allclose(x_0.var(), V[0, 0], rtol=0.03)
 
 
-def test_another_multistep_is_refused():
-    with pytest.raises(ValueError, match="multistep = 'both'"):
-        ibmd(None, BRIDGE, None, None, steps=2, multistep="both")
+@pytest.mark.parametrize(
+    "wrong", [{"multistep": "both"}, {"rollout": "teacher"}, {"real_data": (0.0, 0.0)}, {"real_data": (1.0, 0.9)}]
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ibmd(None, BRIDGE, None, None, steps=2, **wrong)
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("bridge", [Flow(), diffusion.Linear(), diffusion.EDM(5.0)], ids=repr)
+def test_a_diffusion_or_flow_teacher_gives_a_generator_of_its_distribution(bridge):
+    """x_0 ~ N(0, 0.8^2): the student is w x_T / sigma_T, teacher and auxiliary are posterior means for their own w."""
+    sigma_T = bridge.sigma(jnp.float32(bridge.T))
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        if z is not None:
+            return params / sigma_T * x_t
+        v = jnp.square(params)
+        _, b, n = (x[:, None] for x in bridge.split(t))
+        return b * v / (b * b * v + n * n) * x_t
+
+    steps = 1500
+    m = ibmd(
+        denoise,
+        bridge,
+        optax.adam(optax.cosine_decay_schedule(1e-2, steps), b1=0.5),
+        optax.adam(optax.cosine_decay_schedule(5e-2, 3 * steps, alpha=0.02), b1=0.0),
+        auxiliary_updates=3,
+        noise_channels=1,
+        t_min=0.01,
+        from_noise=isinstance(bridge, Flow),
+    )
+    truth = jnp.float32(0.8)
+
+    @jax.jit
+    def run(state):
+        def body(state, i):
+            key = jax.random.fold_in(jax.random.key(0), i)
+            x_T = sigma_T * jax.random.normal(jax.random.fold_in(key, 1), (BATCH * m.batches, 1))
+            return m.step(state, truth, Batch(x_T), key)[0], None
+
+        return jax.lax.scan(body, state, jnp.arange(steps))[0]
+
+    first = jnp.float32(0.3)
+    np.testing.assert_allclose(m.export(run(m.init((first, jnp.copy(first))))), truth, rtol=0.02)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_the_identities_vanish_as_the_student_converges():
+    coupling = gaussian.ONE_D
+    _, infos = train(method(coupling), coupling)
+    early, late = (
+        jax.tree.map(lambda x, r=rows: np.abs(np.mean(x[r], 0)), infos) for rows in (np.s_[:20], np.s_[-300:])
+    )
+    assert early.teacher_identity > 0.03
+    assert late.teacher_identity < 0.003
+    assert late.auxiliary_identity < 0.003
+    np.testing.assert_allclose(np.nanmean(infos.teacher_by_t[-1]), infos.teacher_term[-1], rtol=0.2)
+
+
+def test_losses_by_t_are_means_over_equal_parts():
+    t = jnp.asarray([0.0, 0.1, 0.3, 1.0, 0.99])
+    np.testing.assert_array_equal(by_t(jnp.arange(5.0), t, 1.0), [0.5, 2.0, np.nan, 3.5])
+
+
+def test_pretraining_holds_the_student():
+    coupling = gaussian.TWO_D
+    denoise = gaussian.make_denoise(BRIDGE, coupling.S)
+    m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), noise_channels=2, pretraining=1)
+    before, (held, _) = one_step(m, coupling)
+    assert not differs((before.student, before.ema), (held.student, held.ema))
+    assert differs(before.auxiliary, held.auxiliary)
+    x_T = gaussian.draw_x_T(coupling, jax.random.key(9), 64 * m.batches)
+    after, _ = jax.jit(m.step)(held, coupling.params, Batch(x_T), jax.random.key(1))
+    assert differs(held.student, after.student)
+    assert differs(held.ema, after.ema)
+
+
+def test_clean_images_are_asked_for_where_they_take_part():
+    coupling = gaussian.ONE_D
+    m = ibmd(gaussian.make_denoise(BRIDGE, coupling.S), BRIDGE, optax.sgd(0.1), optax.sgd(0.1), real_data=(0.9, 0.9))
+    with pytest.raises(ValueError, match="the batch has no x_0"):
+        one_step(m, coupling)
+
+
+def test_a_blind_student_is_given_its_own_label_and_the_others_the_task():
+    seen = []
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        seen.append((z is not None, cond))
+        return params * x_t
+
+    def step(label):
+        seen.clear()
+        m = ibmd(
+            denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=1, noise_channels=1, student_label=label
+        )
+        one = jnp.ones(())
+        batch = Batch(jnp.ones((4, 3)), cond=jnp.arange(4, dtype=jnp.int32))
+        with jax.disable_jit():
+            m.step(m.init((one, one)), one, batch, jax.random.key(0))
+            m.sample(one, jax.random.key(0), batch)
+        return {which: {tuple(np.asarray(c).tolist()) for w, c in seen if w == which} for which in (True, False)}
+
+    assert step(None) == {True: {(0, 2), (1, 3), (0, 1, 2, 3)}, False: {(0, 2), (1, 3)}}
+    assert step(7) == {True: {(7, 7), (7, 7, 7, 7)}, False: {(0, 2), (1, 3)}}
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_one_z_can_serve_a_whole_roll_out(same):
+    seen = []
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        jax.debug.callback(lambda z: seen.append(np.asarray(z).tobytes()), z, ordered=True)
+        return params * x_t
+
+    m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), steps=3, noise_channels=1, same_z=same)
+    m.sample(jnp.ones(()), jax.random.key(0), Batch(jnp.ones((4, 3))))
+    jax.effects_barrier()
+    assert len(seen) == 3
+    assert len(set(seen)) == (1 if same else 3)
+    times = jnp.asarray([1.0, 0.7, 0.4])
+    key = jax.random.key(1)
+    seen.clear()
+    path(denoise, BRIDGE, jnp.ones(()), Batch(jnp.ones((4, 3))), times, key, 1, key if same else None)
+    jax.effects_barrier()
+    assert len(seen) == 2
+    assert len(set(seen)) == (1 if same else 2)
+
+
+@pytest.mark.parametrize("multistep", ["marginal", "posterior"])
+def test_the_roll_out_is_made_by_the_parameters_that_are_asked_for(multistep):
+    """With a student or an average of NaN, the first state tells which of them made it."""
+    coupling = gaussian.ONE_D
+    denoise = gaussian.make_denoise(BRIDGE, coupling.S)
+
+    def finite(rollout, poisoned):
+        m = ibmd(
+            denoise,
+            BRIDGE,
+            optax.sgd(0.0),
+            optax.sgd(0.1),
+            steps=2,
+            multistep=multistep,
+            rollout=rollout,
+            auxiliary_updates=1,
+            noise_channels=1,
+        )
+        state = initial_state(m, coupling)
+        state = state._replace(**{poisoned: jax.tree.map(lambda x: jnp.nan * x, getattr(state, poisoned))})
+        x_T = gaussian.draw_x_T(coupling, jax.random.key(9), 64 * m.batches)
+        steps = (jax.jit(m.step)(state, coupling.params, Batch(x_T), jax.random.key(i))[1] for i in range(4))
+        return all(np.isfinite(info.auxiliary_loss) for info in steps)
+
+    assert finite("student", "ema")
+    assert not finite("ema", "ema")
+    assert not finite("ema", "student")  # it still makes x_0

@@ -21,7 +21,7 @@ from ibmd_jax.networks.blocks import (
     timestep_embedding,
 )
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
-from ibmd_jax.networks.generator import with_noise_input
+from ibmd_jax.networks.generator import with_new_inputs
 from ibmd_jax.networks.unet import UNet
 
 SMALL = {
@@ -63,7 +63,7 @@ def test_the_untrained_student_equals_the_teacher_bit_for_bit(name):
     denoise = jax.jit(make_denoiser(network, bridge, eps))
     teacher = perturb(init(network))
     fresh = init(network, 1, noise_channels=2)
-    student = with_noise_input(teacher, fresh)
+    student = with_new_inputs(teacher, fresh)
     z = jax.random.normal(jax.random.key(2), (2, 16, 16, 2))
     np.testing.assert_array_equal(denoise(student, X, bridge.T, z=z), denoise(teacher, X, bridge.T))
     moved = perturb(student)
@@ -74,18 +74,18 @@ def test_the_untrained_student_equals_the_teacher_bit_for_bit(name):
 def test_the_noise_weights_get_a_gradient(name):
     network = from_linen(NETWORKS[name](**SMALL[name]))
     params = perturb(init(network))
-    student = with_noise_input(params, init(network, 1, noise_channels=1))
+    student = with_new_inputs(params, init(network, 1, noise_channels=1))
     z = jax.random.normal(jax.random.key(2), (2, 16, 16, 1))
     grads = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, X, T, None, z)).sum()))(student)
     assert float(optax.tree.norm(grads["noise_in"])) > 0
 
 
-def test_with_noise_input_names_what_does_not_fit():
+def test_with_new_inputs_names_what_does_not_fit():
     old, new = {"a": jnp.ones((3, 4)), "b": jnp.ones(2)}, {"a": jnp.ones((3, 5)), "b": jnp.ones(2)}
     with pytest.raises(UserError, match=r"\['a'\].*\(3, 4\).*\(3, 5\)"):
-        with_noise_input(old, new)
+        with_new_inputs(old, new)
     with pytest.raises(UserError, match=r"\['b'\] of the teacher has no place"):
-        with_noise_input(old, {"a": old["a"]})
+        with_new_inputs(old, {"a": old["a"]})
 
 
 @every_network

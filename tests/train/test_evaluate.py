@@ -7,7 +7,7 @@ from PIL import Image
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
-from ibmd_jax.train.evaluate import Row, Sampler, evaluate, split, table
+from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, split, table
 from ibmd_jax.train.optim import OPTIMIZERS, make_optimizer
 from ibmd_jax.train.pictures import save_grid
 
@@ -39,6 +39,18 @@ def test_evaluate_measures_each_sampler():
     assert rows[1].metrics["fid"] > 1
     assert rows[1].images_per_second > 0
     np.testing.assert_array_equal(images["perfect 1"], TRUTH)
+    assert [r.metrics["diversity"] for r in rows] == [0, 0]
+
+
+def test_diversity_is_the_deviation_over_draws_of_the_same_input():
+    def sample(params, key, batch):
+        return batch.x_0 + params * jax.random.normal(key, batch.x_0.shape)
+
+    rows, _ = evaluate(
+        [Sampler("noisy", 1, jax.jit(sample), jnp.float32(0.3))], TEST, None, batch_size=4, key=jax.random.key(0)
+    )
+    np.testing.assert_allclose(rows[0].metrics["diversity"], 0.3, rtol=0.02)
+    np.testing.assert_allclose(diversity([np.zeros((2, 1, 1, 1)), np.full((2, 1, 1, 1), 2.0)]), 2**0.5)
 
 
 def test_table_has_a_line_for_each_row():

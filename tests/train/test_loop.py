@@ -9,12 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import Method
 from ibmd_jax.train.checkpoint import load_params
-from ibmd_jax.train.loop import NotFinite, Schedule, Stopped, fit
+from ibmd_jax.train.loop import NotFinite, Schedule, Stopped, fit, mean_info
+from ibmd_jax.train.pictures import save_curves
 from ibmd_jax.train.sharding import make_mesh
 
 SCHEDULE = Schedule(log_every=2, save_every=4, picture_every=4, keep=3)
@@ -44,11 +48,11 @@ def batches(step):
     return (Batch(jnp.full((4, 1), float(i))) for i in itertools.count(step))
 
 
-def run(folder, steps=10, method=None, identity=None, picture=None, size=3, data=batches, schedule=SCHEDULE):
+def run(folder, steps=10, method=None, identity=None, size=3, data=batches, schedule=SCHEDULE, **settings):
     return fit(
         "toy",
         method or toy(),
-        lambda frozen: State(jnp.zeros(size)),
+        lambda frozen, given: State(jnp.zeros(size) if given is None else given),
         None,
         data,
         steps=steps,
@@ -57,7 +61,8 @@ def run(folder, steps=10, method=None, identity=None, picture=None, size=3, data
         mesh=make_mesh(),
         identity=identity or {},
         schedule=schedule,
-        picture=picture,
+        model={"network": {"name": "toy"}},
+        **settings,
     )
 
 
@@ -72,7 +77,12 @@ def uninterrupted(tmp_path_factory):
 
 def test_order_pictures_and_files(tmp_path, uninterrupted):
     seen = []
-    params = run(tmp_path, picture=lambda p, label: seen.append((label, np.asarray(p["w"]).copy())))
+
+    def picture(params, label):
+        seen.append((label, np.asarray(params["w"]).copy()))
+        return {"mean": float(params["w"].mean())}
+
+    params = run(tmp_path, picture=picture, also_export={"raw": lambda state: {"twice": 2 * state.w}})
     np.testing.assert_array_equal(params["w"], uninterrupted)
     assert [label for label, _ in seen] == ["toy_000000", "toy_000004", "toy_000008", "toy_000010"]
     np.testing.assert_array_equal(seen[0][1], 0)  # the old state is drawn, before the step
@@ -80,8 +90,39 @@ def test_order_pictures_and_files(tmp_path, uninterrupted):
     assert saved(tmp_path) == [4, 8, 10]
     exported, meta = load_params(tmp_path / "export", {"w": ABSTRACT})
     np.testing.assert_array_equal(exported["w"], uninterrupted)
-    assert (meta["step"], meta["stage"]) == (10, "toy")
-    assert list((tmp_path / "events").iterdir())
+    assert (meta["step"], meta["stage"], meta["model"]) == (10, "toy", {"network": {"name": "toy"}})
+    raw, _ = load_params(tmp_path / "raw", {"twice": ABSTRACT})
+    np.testing.assert_array_equal(raw["twice"], 2 * uninterrupted)
+    save_curves(tmp_path / "events", tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").width > 500
+    logged = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0}).Reload()
+    assert sorted(logged.Tags()["tensors"]) == ["loss", "mean"]
+    assert [e.step for e in logged.Tensors("mean")] == [0, 4, 8, 10]
+    np.testing.assert_allclose(make_ndarray(logged.Tensors("mean")[-1].tensor_proto), uninterrupted.mean(), rtol=1e-6)
+
+
+def test_given_parameters_are_started_from(tmp_path):
+    assert (run(tmp_path / "a", steps=1)["w"] != run(tmp_path / "b", steps=1, given=jnp.ones(3))["w"]).all()
+
+
+def test_parts_of_the_time_are_logged_apart_and_may_be_empty(tmp_path):
+    class Parts(NamedTuple):
+        loss: jax.Array
+        by_t: jax.Array
+
+    infos = [Parts(np.float32(1), np.float32([1, np.nan, np.nan])), Parts(np.float32(2), np.float32([3, np.nan, 5]))]
+    assert mean_info(infos) == {"loss": 1.5, "by_t/0": 2.0, "by_t/2": 5.0}
+
+    def method(last):
+        def step(state, frozen, batch, key):
+            return state, Parts(jnp.float32(0), jnp.asarray([1.0, jnp.nan]) * jnp.where(batch.x_T[0, 0] == 3, last, 1))
+
+        return toy()._replace(step=step)
+
+    run(tmp_path / "a", method=method(1))
+    for last in (jnp.nan, jnp.inf):
+        with pytest.raises(NotFinite, match="by_t is not finite at step 3"):
+            run(tmp_path / "b", method=method(last))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
