@@ -21,6 +21,11 @@ def stratified(key: Key, batch: int, t_min: float, t_max: float) -> Array:
     return t_min + (t_max - t_min) * jax.random.permutation(k_order, u)
 
 
+def end(key: Key, batch: int, t_min: float, t_max: float) -> Array:
+    """t_max for every example: bridge matching is then regression from x_T to E[x_0 | x_T]. Returns [batch] float32."""
+    return jnp.full((batch,), t_max, jnp.float32)
+
+
 def uniform_grid(steps: int, T: float = 1.0, t_min: float = 0.0) -> Array:
     """steps + 1 equally spaced times from T down to t_min. Returns [steps + 1] float32."""
     return jnp.linspace(T, t_min, steps + 1, dtype=jnp.float32)
@@ -49,7 +54,7 @@ def ddbm_grid(steps: int, T: float = 1.0, t_min: float = 1e-4) -> Array:
     return jnp.append(karras_grid(max(steps - 1, 1), T - 1e-4, t_min)[:steps], jnp.float32(0))
 
 
-TIME_SAMPLERS = {"uniform": uniform, "stratified": stratified}
+TIME_SAMPLERS = {"uniform": uniform, "stratified": stratified, "end": end}
 TIME_GRIDS: dict[str, Callable[..., Array]] = {
     "uniform": uniform_grid,
     "karras": karras_grid,

@@ -268,7 +268,7 @@ def test_continuous_i2sb_is_the_limit_of_the_published_table(beta_max):
     )
 
 
-@pytest.mark.parametrize("name", TIME_SAMPLERS)
+@pytest.mark.parametrize("name", sorted(TIME_SAMPLERS.keys() - {"end"}))
 def test_time_samplers_are_uniform(name):
     t = np.concatenate([TIME_SAMPLERS[name](jax.random.key(i), 64, 0.25, 1.0) for i in range(200)])
     assert t.min() >= 0.25
