@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from ibmd_jax.bridges import I2SB
+from ibmd_jax.bridges import DDBMVP, I2SB, Brownian
 from ibmd_jax.bridges.parametrisations import eps, native_weight
+from ibmd_jax.bridges.times import TIME_SAMPLERS
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import ibmd, teacher
 from ibmd_jax.methods.base import WEIGHTS, split_batch
@@ -104,3 +105,40 @@ def test_dropout_gets_a_key_of_its_own_in_training_alone():
     m.step(m.init((jnp.float32(1), jnp.float32(1))), jnp.float32(1), Batch(jnp.ones((12, 2))), key)
     assert sum(k is not None for k in keys) == 1  # the auxiliary's update, traced once; no other pass drops anything
     assert len(keys) == 5
+
+
+@pytest.mark.usefixtures("lenient")
+def test_at_the_end_of_time_it_is_regression_on_x_T():
+    """Trained at t = T alone and sampled in one step: E[x_0 | x_T] = M x_T, whatever the network would be before T."""
+    coupling, steps = gaussian.ONE_D, 300
+
+    def denoise(params, x_t, t, x_T=None, cond=None):
+        return params * x_t + 100.0 * (jnp.broadcast_to(t, x_t.shape[:1])[:, None] < 1).astype(x_t.dtype)
+
+    m = teacher(denoise, I2SB(), optax.adam(0.02), time_sampler=TIME_SAMPLERS["end"])
+
+    @jax.jit
+    def train(state):
+        def body(state, i):
+            key = jax.random.fold_in(jax.random.key(0), i)
+            x_T = gaussian.draw_x_T(coupling, key, 512)
+            noise = jax.random.normal(jax.random.fold_in(key, 1), x_T.shape)
+            return m.step(state, None, Batch(x_T, x_T @ coupling.M.T + noise @ coupling.R.T), key)[0], None
+
+        return jax.lax.scan(body, state, jnp.arange(steps))[0]
+
+    found = m.export(train(m.init(jnp.float32(0))))
+    np.testing.assert_allclose(found, coupling.M[0, 0], atol=0.03)
+    x_T = jnp.ones((4, 1))
+    np.testing.assert_allclose(m.sample(found, jax.random.key(0), Batch(x_T), steps=1), found * x_T, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bridge", [Brownian(0.5), I2SB(), DDBMVP()], ids=repr)
+def test_the_weight_g2_turns_errors_of_x_0_into_those_of_the_drift(bridge):
+    t, x_t = jnp.array([0.2, 0.7]), jnp.zeros((2, 1))
+    first, second = jnp.array([[0.3], [-1.0]]), jnp.array([[0.8], [0.5]])
+    drifts = bridge.score(first, x_t, t) - bridge.score(second, x_t, t)
+    expected = bridge.f_and_g2(t)[1] * jnp.square(drifts)[:, 0]
+    np.testing.assert_allclose(WEIGHTS["g2"](bridge, t) * jnp.square(first - second)[:, 0], expected, rtol=1e-5)
+    if isinstance(bridge, Brownian):
+        np.testing.assert_allclose(WEIGHTS["g2"](bridge, t), 1 / (0.5 * t**2), rtol=1e-5)

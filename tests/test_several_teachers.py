@@ -1,0 +1,112 @@
+"""Teachers of several tasks, and of one, distilled into one student through the configuration."""
+
+import json
+
+import config_files
+import jax
+import numpy as np
+import pytest
+
+from ibmd_jax.build import build
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.train.job import load_student, load_teacher, run
+
+TASKS = ("sr4x-pool", "jpeg-5")
+
+
+def tiny(corruption):
+    config = config_files.load("inpaint").get_config("quicktest")
+    with config.ignore_type():
+        config.data.corruption = corruption
+    config.network.update(channels=(8,), attention=(), groups=4)
+    config.teacher.update(steps=2, batch_size=8)
+    config.distill.update(steps=2, batch_size=8, auxiliary_updates=1, noise_channels=1)
+    config.evaluate.update(nfe=(1,), batch_size=16, examples=16)
+    return config
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory):
+    """Folders of a teacher for each task."""
+    folder = tmp_path_factory.mktemp("teachers")
+    with jax.numpy_dtype_promotion("standard"):
+        for task in TASKS:
+            run(build(tiny(task)), folder / task, "teacher")
+    return [folder / task / "teacher" / "export" for task in TASKS]
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_teacher_for_each_task(teachers, tmp_path, blind):
+    config = tiny({"name": "mixture", "corruptions": TASKS})
+    config.teacher.update(checkpoint=",".join(map(str, teachers)), combine="by_label")
+    config.distill.blind = blind
+    job = build(config)
+    run(job, tmp_path, "all")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [row["label"] for row in report["rows"]] == ["student", "teacher"]
+    (first, second), _ = load_teacher(job, tmp_path)
+    student, meta = load_student(job, tmp_path)
+    assert student["label_emb"]["embedding"].shape[0] == len(TASKS) + blind
+    assert meta["model"]["network"]["classes"] == len(TASKS) + blind
+    batch = job.test()
+    assert set(np.asarray(batch.cond).tolist()) == {0, 1}
+    # The student does not see the label if it is blind; the teachers' rows do.
+    other = batch._replace(cond=1 - batch.cond)
+    key = jax.random.key(0)
+    for method, params, sees in ((job.distill, student, not blind), (job.teacher, (first, second), True)):
+        sample = jax.jit(method.sample)
+        assert (sample(params, key, batch) != sample(params, key, other)).any() == sees
+
+
+@pytest.mark.usefixtures("lenient")
+def test_the_mean_of_teachers_of_one_task(teachers, tmp_path):
+    config = tiny("jpeg-5")
+    config.teacher.update(checkpoint=f"{teachers[0]}, {teachers[1]}", weights=(1.0, 3.0))
+    job = build(config)
+    run(job, tmp_path, "distill")
+    params, _ = load_teacher(job, tmp_path)
+    batch, key = job.test(), jax.random.key(0)
+    singles = []
+    for folder in teachers:
+        alone = tiny("jpeg-5")
+        alone.teacher.checkpoint = str(folder)
+        single = build(alone)
+        singles.append(single.teacher.sample(load_teacher(single, tmp_path)[0], key, batch, steps=1))
+    found = job.teacher.sample(params, key, batch, steps=1)
+    np.testing.assert_allclose(found, 0.25 * singles[0] + 0.75 * singles[1], atol=1e-5)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_distillation_may_start_from_the_parameters_without_averaging(teachers, tmp_path):
+    config = tiny("jpeg-5")
+    config.teacher.checkpoint = str(teachers[1])
+    config.distill.update(start=str(teachers[1].parent / "raw"), steps=1)
+    config.distill.student_optimizer.learning_rate = 0.0
+    config.distill.auxiliary_optimizer.learning_rate = 0.0
+    job = build(config)
+    run(job, tmp_path, "distill")
+    student, meta = load_student(job, tmp_path)
+    teacher, _ = load_teacher(job, tmp_path)
+    assert set(meta["identity"]) == {"teacher", "start"}
+    assert (student["conv_out"]["kernel"] != teacher["conv_out"]["kernel"]).any()
+    assert not student["noise_in"]["kernel"].any()
+
+
+def test_what_does_not_fit_is_named(teachers):
+    def refused(message, combine="by_label", **changes):
+        config = tiny({"name": "mixture", "corruptions": TASKS})
+        config.teacher.update(checkpoint=",".join(map(str, teachers)), combine=combine)
+        for field, value in changes.items():
+            section, name = field.split("__")
+            with config.ignore_type():
+                config[section][name] = value
+        with pytest.raises(UserError, match=message):
+            build(config)
+
+    refused("unknown value of config.teacher.combine 'sum'", combine="sum")
+    refused(r"config.teacher.weights = \[1.0\]: 2 teachers need", combine="mean", teacher__weights=(1.0,))
+    refused("config.teacher.weights are for combine = mean", teacher__weights=(1.0, 2.0))
+    refused("config.distill.blind needs a network with classes", combine="mean", distill__blind=True)
+    refused("gives 3 labels", data__corruption={"name": "mixture", "corruptions": (*TASKS, "grey")})
+    refused(r"real_data = \(0.9, 1.5\)|real_data", distill__real_data=(1.0, 0.5))
