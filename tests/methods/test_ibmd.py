@@ -502,3 +502,49 @@ def test_the_roll_out_is_made_by_the_parameters_that_are_asked_for(multistep):
     assert finite("student", "ema")
     assert not finite("ema", "ema")
     assert not finite("ema", "student")  # it still makes x_0
+
+
+def zero_networks(**settings):
+    """One step without learning, where teacher and auxiliary answer 0 and the student 3 x_T: x_0 is the loss."""
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        return params * x_t if z is not None else 0 * params * x_t
+
+    m = ibmd(denoise, BRIDGE, optax.sgd(0.0), optax.sgd(0.0), auxiliary_updates=1, noise_channels=1, **settings)
+    x_T = jax.random.normal(jax.random.key(0), (2000, 5))
+    three = jnp.float32(3.0)
+    return jax.jit(m.step)(m.init((three, three)), three, Batch(x_T, 2 * x_T), jax.random.key(1))[1]
+
+
+def test_clean_images_take_part_with_the_weights_of_equation_6():
+    alpha, beta = 0.8, 0.6
+    plain, real = zero_networks(), zero_networks(real_data=(alpha, beta))
+    np.testing.assert_allclose(real.teacher_term, (beta / alpha) ** 2 * plain.teacher_term, rtol=1e-5)
+    np.testing.assert_allclose(real.loss, 0, atol=1e-5)
+    power = plain.auxiliary_loss / 9  # of x_T; x_0 is 3 x_T where it is made, and 2 x_T where it is real
+    expected = power * (alpha * (beta / alpha * 3) ** 2 + (1 - alpha) * ((1 - beta) / (1 - alpha) * 2) ** 2)
+    np.testing.assert_allclose(real.auxiliary_loss, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"real_data": (0.8, 0.6)}, {"normalise": True}], ids=str)
+def test_the_loss_of_an_example_is_scaled(settings):
+    """By alpha, or by 1 / |x_0_* - x_0|, of which no gradient is taken: a single example's gradient has one factor."""
+    coupling = gaussian.ONE_D
+    denoise = gaussian.make_denoise(BRIDGE, coupling.S)
+
+    def gradient(**settings):
+        m = ibmd(denoise, BRIDGE, optax.sgd(1.0), optax.sgd(0.0), auxiliary_updates=1, noise_channels=1, **settings)
+        state = initial_state(m, coupling)
+        state = state._replace(auxiliary={"M": jnp.float32([[0.5]]), "R": jnp.float32([[0.4]])})
+        batch = Batch(jnp.full((2, 1), 0.7), jnp.zeros((2, 1)))
+        after, info = jax.jit(m.step)(state, coupling.params, batch, jax.random.key(0))
+        return {name: (state.student[name] - after.student[name]).item() for name in ("M", "R")}, info
+
+    (plain, info), (scaled, other) = gradient(), gradient(**settings)
+    assert plain["M"] != plain["R"]
+    if "normalise" in settings:
+        factor = 1 / info.teacher_term.item() ** 0.5
+        np.testing.assert_allclose([scaled[n] / plain[n] for n in ("M", "R")], factor, rtol=1e-3)
+        np.testing.assert_allclose(other.loss, factor * info.loss, rtol=1e-4)
+    else:
+        np.testing.assert_allclose(other.loss, 0.8 * (other.teacher_term - other.auxiliary_term), rtol=1e-5)
