@@ -70,31 +70,33 @@ def base_config(task: str, teacher: str, seed: int) -> ml_collections.ConfigDict
     return config
 
 
+def trained(config: ml_collections.ConfigDict, folder: Path, mode: str, **changes: dict[str, Any]) -> Job:
+    """The job of a configuration with some sections changed, after running a mode of it."""
+    changed = config.copy_and_resolve_references()
+    for section, values in changes.items():
+        changed[section].update(values)
+    job = build(changed)
+    run(job, folder, mode)
+    return job
+
+
+def sampler(label: str, nfe: int, method: Any, params: Any, steps: int) -> Sampler:
+    return Sampler(label, nfe, jax.jit(functools.partial(method.sample, steps=steps)), params)
+
+
 def cell(task: str, teacher: str, seed: int, runs: Path) -> list[dict[str, Any]]:
     """Trains what is not there yet, and measures all rows on the same test images."""
     folder = runs / f"{task}-{teacher}-{seed}"
     if (folder / "rows.json").exists():
         return json.loads((folder / "rows.json").read_text())
     config = base_config(task, teacher, seed)
-
-    def made(name: str, mode: str, base: ml_collections.ConfigDict = config, **changes: dict[str, Any]) -> Job:
-        changed = base.copy_and_resolve_references()
-        for section, values in changes.items():
-            changed[section].update(values)
-        job = build(changed)
-        run(job, folder / name, mode)
-        return job
-
     given = {"checkpoint": str(folder / "teacher" / "teacher" / "export")}
-    slow = made("teacher", "teacher")
-    one = made("one", "distill", teacher=given)
-    four = made("four", "distill", teacher=given, distill={"student_steps": 4})
-    regression = made("regression", "teacher", teacher={"time_sampler": "end"})
+    slow = trained(config, folder / "teacher", "teacher")
+    one = trained(config, folder / "one", "distill", teacher=given)
+    four = trained(config, folder / "four", "distill", teacher=given, distill={"student_steps": 4})
+    regression = trained(config, folder / "regression", "teacher", teacher={"time_sampler": "end"})
 
-    def sampler(label: str, nfe: int, method: Any, params: Any, steps: int) -> Sampler:
-        return Sampler(label, nfe, jax.jit(functools.partial(method.sample, steps=steps)), params)
-
-    trained = load_teacher(slow, folder / "teacher")[0]
+    frozen = load_teacher(slow, folder / "teacher")[0]
     student = load_student(one, folder / "one")[0]
     multi = load_student(four, folder / "four")[0]
     plain = load_teacher(regression, folder / "regression")[0]
@@ -106,7 +108,7 @@ def cell(task: str, teacher: str, seed: int, runs: Path) -> list[dict[str, Any]]
         config.evaluate.nfe = NFE
         job = build(config)
         samplers += [
-            sampler(f"teacher, {label}", nfe, job.teacher, trained, steps) for nfe, steps in job.teacher_steps.items()
+            sampler(f"teacher, {label}", nfe, job.teacher, frozen, steps) for nfe, steps in job.teacher_steps.items()
         ]
     key = stream(jax.random.key(seed), "evaluate")
     test, size = slow.test(), config.evaluate.batch_size
