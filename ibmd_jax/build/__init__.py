@@ -42,6 +42,8 @@ def build_data(config: ml_collections.ConfigDict) -> Data:
 
 def _job(c: dict[str, Any], model: Model) -> Job:
     data = data_of(c, model.image_shape, model.labels)
+    if not data.clean and tuple(c["distill"]["real_data"]) != (1, 1):
+        raise UserError("config.distill.real_data needs clean images, and config.data.source has none: set (1.0, 1.0)")
     sizes = {
         "teacher": c["teacher"]["batch_size"] * model.teacher.batches,
         "distill": c["distill"]["batch_size"] * model.distill.batches,

@@ -203,7 +203,7 @@ def ibmd(
         pretraining: number of first steps that update the auxiliary network alone.
         student_weight, auxiliary_weight: lambda(t) of (3) and of (2); they may differ, since the minimiser of (2)
             does not depend on its lambda.
-        normalise: divides each example's (3) by its mean |x_0_* - x_0| (SiD, arXiv 2404.04057, equation 10).
+        normalise: divides each example's (3) by its mean |x_0_* - x_0| (SiD, arXiv 2404.04057).
         noise_channels: channels of z; 0 where x_T itself is noisy. They are further input channels; whether they stand
             beside those of x_t or of x_T makes no difference.
         dropout: whether the auxiliary drops activations while it is updated; (3) is always without.

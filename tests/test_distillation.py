@@ -1,4 +1,4 @@
-"""Teachers of several tasks, and of one, distilled into one student through the configuration."""
+"""Distilling given teachers through the configuration: from corrupted images alone, several teachers, other starts."""
 
 import json
 
@@ -33,6 +33,30 @@ def teachers(tmp_path_factory):
         for task in TASKS:
             run(build(tiny(task)), folder / task, "teacher")
     return [folder / task / "teacher" / "export" for task in TASKS]
+
+
+@pytest.mark.usefixtures("lenient")
+def test_corrupted_images_alone_are_enough(teachers, tmp_path):
+    """The source has no x_0; the student is the same, bit for bit, as with a source that brings one beside x_T."""
+    rng = np.random.default_rng(0)
+    x_T, x_0 = rng.integers(0, 256, (2, 40, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "corrupted.npz", x_T=x_T)
+    np.savez(tmp_path / "pairs.npz", x_T=x_T, x_0=x_0)
+    students = []
+    for name in ("corrupted", "pairs"):
+        config = tiny("none")
+        config.data.source = f"npz:{tmp_path}/{name}.npz"
+        config.teacher.checkpoint = str(teachers[0])
+        job = build(config)
+        run(job, tmp_path / name, "distill")
+        run(job, tmp_path / name, "sample")
+        assert list((tmp_path / name / "samples").iterdir())
+        students.append(load_student(job, tmp_path / name)[1]["fingerprint"])
+    assert students[0] == students[1]
+    config.data.source = f"npz:{tmp_path}/corrupted.npz"
+    config.distill.real_data = (0.9, 0.9)
+    with pytest.raises(UserError, match="config.distill.real_data needs clean images"):
+        build(config)
 
 
 @pytest.mark.usefixtures("lenient")
