@@ -24,6 +24,11 @@ _MODE = flags.DEFINE_enum(
     MODES,
     "What to do; all: teacher, distill and evaluate, each skipped where its result is there.",
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Of several processes: HOST:PORT of the first, or auto on SLURM and TPU pods. See launch/."
+)
+_PROCESSES = flags.DEFINE_integer("processes", 1, "How many processes there are, where --coordinator names a host.")
+_PROCESS = flags.DEFINE_integer("process", 0, "The number of this one, from 0.")
 flags.mark_flag_as_required("config")
 
 
@@ -67,11 +72,15 @@ def _run() -> int:
     from ibmd_jax.build import build  # after the flags, so that --help and a wrong flag answer at once
     from ibmd_jax.train.job import run
     from ibmd_jax.train.loop import Stopped
+    from ibmd_jax.train.processes import connect, is_first, partners
 
     try:
+        connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        if not is_first():
+            logging.getLogger().setLevel(logging.WARNING)
         config = _CONFIG.value
-        job = build(config)
-        run(job, Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
+        with partners():
+            run(build(config), Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.code

@@ -52,11 +52,12 @@ def ema_update(average: Params, params: Params, step: Array, decay: float) -> Pa
 def fingerprint(tree: Params) -> list[int]:
     """One 32-bit checksum a leaf, from the bits of its values and their positions.
 
-    Computed on the devices that hold the leaf, so it needs no copy of a sharded array on the host, and leaf by leaf,
-    since XLA:CPU keeps the products before it sums them. Two equal trees have equal fingerprints on any number of
-    devices; a flipped bit or two swapped values change them.
+    Computed on the devices that hold the leaf, so it needs no copy of a sharded array on the host, and one leaf after
+    the other: XLA:CPU keeps the products before it sums them, and several CPU devices of one process can block each
+    other for ever when two programs with collectives are in flight. Two equal trees have equal fingerprints on any
+    number of devices; a flipped bit or two swapped values change them.
     """
-    return [int(v) for v in jax.device_get([_checksum(x) for x in jax.tree.leaves(tree)])]
+    return [int(_checksum(x)) for x in jax.tree.leaves(tree)]
 
 
 @jax.jit

@@ -1,8 +1,8 @@
 """From a source to batches. The only file that imports Grain.
 
 Example number n of a run depends on (seed, n) alone: which image, where it is cut, whether it is flipped, how it is
-corrupted. Step k takes examples k B ... (k + 1) B - 1, and process p of P every P-th of them, so a run resumes at any
-step by number, and sees the same global batches on any number of processes and of workers.
+corrupted. Step k takes examples k B ... (k + 1) B - 1, and process p the p-th part of them, so a run resumes at any
+step by number, and sees the same global batches, in the same order, on any number of processes and of workers.
 """
 
 import collections
@@ -61,7 +61,7 @@ def examples(
         .map_with_index(lambda n, example: (example, np.int64(n)))
     )
     # Batches first: then workers and threads share out whole batches, and leave their order alone.
-    dataset = dataset[start_step * batch_size + process :: processes].batch(batch_size // processes)
+    dataset = dataset.batch(batch_size // processes)[start_step * processes + process :: processes]
     # A worker process needs no threads of its own.
     threads = 0 if workers else min(16, 2 * (os.cpu_count() or 1))
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from ibmd_jax.core.arrays import fingerprint
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Params
+from ibmd_jax.train.processes import barrier, is_first
 
 log = logging.getLogger(__name__)
 Meta = dict[str, Any]
@@ -97,10 +98,12 @@ class Checkpoints:
             except Unreadable as error:
                 fallback = f"falling back to step {steps[i + 1]}" if i + 1 < len(steps) else "there is no earlier one"
                 log.warning("checkpoint %s is unreadable (%s); %s", path, error, fallback)
-                aside = self.folder.parent / "unreadable"
-                aside.mkdir(exist_ok=True)
-                shutil.rmtree(aside / str(step), ignore_errors=True)
-                shutil.move(path, aside / str(step))
+                if is_first():
+                    aside = self.folder.parent / "unreadable"
+                    aside.mkdir(exist_ok=True)
+                    shutil.rmtree(aside / str(step), ignore_errors=True)
+                    shutil.move(path, aside / str(step))
+                barrier(f"{path} set aside")
                 self._manager.reload()
         if steps:
             raise UserError(f"no checkpoint in {self.folder} is readable: remove {self.folder.parent} to start over")

@@ -10,6 +10,7 @@ import numpy as np
 from ibmd_jax.core.streams import step_key
 from ibmd_jax.core.types import Array, Batch, Key, Params
 from ibmd_jax.metrics import PIXEL_METRICS, SET_METRICS
+from ibmd_jax.train.processes import to_host
 
 
 class Sampler(NamedTuple):
@@ -35,7 +36,7 @@ DIVERSITY_EXAMPLES, DIVERSITY_DRAWS = 64, 4
 
 def diversity(restorations: list[Array]) -> float:
     """Root mean square deviation of several restorations [N, H, W, C] of the same inputs, averaged over the inputs."""
-    draws = np.stack([np.asarray(x) for x in restorations])
+    draws = np.stack([to_host(x) for x in restorations])
     return float(np.sqrt(draws.var(0, ddof=1).mean((1, 2, 3))).mean())
 
 
@@ -59,7 +60,7 @@ def restore(sampler: Sampler, parts: list[Batch], count: int, key: Key) -> tuple
         done += 1
     seconds = time.perf_counter() - begin
     padded = sum(part.x_T.shape[0] for part in parts)
-    return np.concatenate([np.asarray(x) for x in images])[:count], done * padded / seconds
+    return np.concatenate([to_host(x) for x in images])[:count], done * padded / seconds
 
 
 def evaluate(

@@ -32,6 +32,7 @@ from ibmd_jax.train.checkpoint import load_params
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, split, table
 from ibmd_jax.train.loop import Schedule, fit
 from ibmd_jax.train.pictures import save_curves, save_grid
+from ibmd_jax.train.processes import is_first, say, to_host
 from ibmd_jax.train.sharding import abstract_state
 
 log = logging.getLogger(__name__)
@@ -274,11 +275,11 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     save_grid(folder / "samples.png", {name: np.asarray(x)[few] for name, x in columns.items()})
     slowest = max(rows, key=lambda row: row.nfe)
     speed_up = rows[0].images_per_second / slowest.images_per_second
-    print(f"\n{table(rows)}\n")
-    print(f"The student at 1 NFE makes {speed_up:.0f} times the images/s of the teacher at {slowest.nfe} NFE.")
+    say(f"\n{table(rows)}\n")
+    say(f"The student at 1 NFE makes {speed_up:.0f} times the images/s of the teacher at {slowest.nfe} NFE.")
     if job.features is not None:
-        print(f"FID and KID use the features {c['features']!r}: they compare with no published number.")
-    print(f"Wrote {folder / 'report.json'} and {folder / 'samples.png'}.")
+        say(f"FID and KID use the features {c['features']!r}: they compare with no published number.")
+    say(f"Wrote {folder / 'report.json'} and {folder / 'samples.png'}.")
     content = {
         "rows": [row._asdict() for row in rows],
         "speed_up": speed_up,
@@ -288,19 +289,21 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         "jax": jax.__version__,
         "config": job.config,
     }
-    (folder / "report.json").write_text(json.dumps(content, indent=1))
+    if is_first():
+        (folder / "report.json").write_text(json.dumps(content, indent=1))
 
 
 def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     """Restores every test image with the student, one PNG each."""
     student, _ = load_student(job, folder)
     restore = jax.jit(job.distill.sample)
-    (folder / "samples").mkdir(exist_ok=True)
     n, size = job.test().x_T.shape[0], job.config["evaluate"]["batch_size"]
-    images = [np.asarray(restore(student, _key(job, "sample"), part)) for part in split(job.test(), size)]
-    for i, image in enumerate(to_uint8(np.concatenate(images)[:n])):
-        Image.fromarray(image.squeeze()).save(folder / "samples" / f"{i:05d}.png")
-    print(f"Wrote {n} restored images to {folder / 'samples'}.")
+    images = [to_host(restore(student, _key(job, "sample"), part)) for part in split(job.test(), size)]
+    if is_first():
+        (folder / "samples").mkdir(exist_ok=True)
+        for i, image in enumerate(to_uint8(np.concatenate(images)[:n])):
+            Image.fromarray(image.squeeze()).save(folder / "samples" / f"{i:05d}.png")
+    say(f"Wrote {n} restored images to {folder / 'samples'}.")
 
 
 MODES: dict[str, tuple[Callable[[Job, Path, dict[str, float]], None], ...]] = {
@@ -325,7 +328,7 @@ def check_workdir(folder: Path, config: dict[str, Any]) -> None:
             found = {k: v for k, v in json.loads(path.read_text()).items() if k not in FREE_SECTIONS}
         else:
             found = wanted
-        probe = folder / ".writable"
+        probe = folder / f".writable{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
     except OSError as error:
@@ -339,9 +342,10 @@ def check_workdir(folder: Path, config: dict[str, Any]) -> None:
         raise UserError(
             f"the workdir {folder} belongs to another configuration ({listing}): choose another --workdir, or undo that"
         )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(config, indent=1))
-    temporary.replace(path)
+    if is_first():
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(config, indent=1))
+        temporary.replace(path)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

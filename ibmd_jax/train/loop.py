@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from ibmd_jax.core.errors import UserError
@@ -22,6 +22,7 @@ from ibmd_jax.core.streams import step_key
 from ibmd_jax.core.types import Batch, Params
 from ibmd_jax.methods.base import Method
 from ibmd_jax.train.checkpoint import Checkpoints, export_params
+from ibmd_jax.train.processes import is_first, preempted
 from ibmd_jax.train.sharding import abstract_state
 from ibmd_jax.train.writers import make_writer
 
@@ -56,8 +57,14 @@ class NotFinite(UserError):
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT in a list instead of dying; a second Ctrl-C interrupts at once."""
+    """Collects SIGTERM and SIGINT in a list instead of dying; a second Ctrl-C interrupts at once.
+
+    Several processes have to stop together: there SIGTERM is left to JAX, which tells them all, see `preempted`.
+    """
     received: list[int] = []
+    if jax.process_count() > 1:
+        yield received
+        return
 
     def handler(number: int, frame: Any) -> None:
         if received and number == signal.SIGINT:
@@ -135,7 +142,7 @@ def fit(
             )
         log.info("%s: resuming at step %d of %d", stage, first, steps)
 
-    update = jax.jit(method.step, donate_argnums=0, out_shardings=(sharding, None))
+    update = jax.jit(method.step, donate_argnums=0, out_shardings=(sharding, NamedSharding(mesh, PartitionSpec())))
     export = jax.jit(method.export)
     key = jax.random.key(seed)
     stream = batches(first)
@@ -171,8 +178,11 @@ def fit(
         saved = step
 
     try:
-        with _signals() as received, tqdm(total=steps, initial=first, desc=stage, unit="step", mininterval=1) as bar:
+        shown = {"desc": stage, "unit": "step", "mininterval": 1, "disable": not is_first()}
+        with _signals() as received, tqdm(total=steps, initial=first, **shown) as bar:
             for step in range(first, steps):
+                if preempted(step):
+                    received.append(signal.SIGTERM)
                 if picture and step % schedule.picture_every == 0:
                     writer.write_scalars(step, picture(export(state), f"{stage}_{step:06d}"))
                 if received or (step % schedule.save_every == 0 and step > first):

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ibmd_jax.core.arrays import to_uint8
+from ibmd_jax.train.processes import is_first, to_host
 
 GAP, HEADING = 4, 16
 
@@ -32,7 +33,10 @@ def grid(columns: dict[str, np.ndarray], min_side: int = 96) -> Image.Image:
 
 
 def save_grid(path: Path, columns: dict[str, np.ndarray]) -> None:
-    """Writes `grid(columns)` as a PNG, whole or not at all."""
+    """Writes `grid(columns)` as a PNG, whole or not at all. Every process must call it; the first writes."""
+    columns = {name: to_host(x) for name, x in columns.items()}
+    if not is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     grid(columns).save(temporary, format="PNG")
@@ -40,7 +44,12 @@ def save_grid(path: Path, columns: dict[str, np.ndarray]) -> None:
 
 
 def save_curves(events: Path, path: Path) -> None:
-    """Draws every scalar in a folder of TensorBoard events over the steps, those named name/0, name/1, ... together."""
+    """Draws every scalar in a folder of TensorBoard events over the steps, those named name/0, name/1, ... together.
+
+    Of several processes only the first does.
+    """
+    if not is_first():
+        return
     from matplotlib.figure import Figure  # slow to import, as is the next one
     from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray

@@ -1,0 +1,81 @@
+"""Several processes as one: how they find each other, and what only the first of them does.
+
+Every process runs the same program on the same configuration; arrays are global. Host code that writes files, or
+prints, asks `is_first`; what it writes is read by the others after a `barrier`.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Array
+
+
+def connect(coordinator: str, processes: int, process: int) -> None:
+    """Joins the other processes; before anything else of JAX is used.
+
+    Args:
+        coordinator: HOST:PORT where process 0 can be reached; "auto": SLURM, a TPU pod or another cluster that JAX
+            knows says who is who; "": this process is alone.
+        processes, process: how many there are, and the number of this one, where a coordinator is named.
+    Raises: UserError if the numbers do not fit, or the others are not found.
+    """
+    if not coordinator:
+        return
+    if coordinator != "auto" and not 0 <= process < processes:
+        raise UserError(f"--process={process} of --processes={processes}: it must be from 0 to --processes - 1")
+    named = () if coordinator == "auto" else (coordinator, processes, process)
+    try:
+        jax.distributed.initialize(*named, heartbeat_timeout_seconds=30)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"cannot join the other processes by --coordinator={coordinator}: {error}") from error
+
+
+@contextlib.contextmanager
+def partners() -> Iterator[None]:
+    """Ends this process at once, with one line, when an operation fails because another process is gone."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        reason = str(error).splitlines()[0][:200]
+        print(
+            f"error: another process is gone ({reason}): start all of them again to go on", file=sys.stderr, flush=True
+        )
+        os._exit(1)  # an orderly exit would wait for it
+
+
+def say(text: str) -> None:
+    """Prints once, whatever the number of processes."""
+    if is_first():
+        print(text, flush=True)
+
+
+def is_first() -> bool:
+    """Whether this process writes files and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def preempted(step: int) -> bool:
+    """Whether any process was asked to stop by SIGTERM; all processes hear of it before the same step."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+
+
+def to_host(x: Array) -> np.ndarray:
+    """The whole of an array, on every process."""
+    if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
+        return multihost_utils.process_allgather(x, tiled=True)
+    return np.asarray(x)

@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Several processes on this machine that work as one. The other arguments go to ibmd_jax.main.
+#
+#   launch/multiprocess.sh 2 --config=configs/inpaint.py
+#   launch/multiprocess.sh 2 --dry_run --config=configs/inpaint.py      only prints the commands
+#
+# Process i sees GPU i alone where nvidia-smi finds as many; on CPU, JAX_NUM_CPU_DEVICES is the devices of each.
+# PORT (12355) is where they meet. When one is lost the others end, too; SIGTERM makes all save and stop.
+set -euo pipefail
+
+usage() {
+  sed -n '2,8s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
+[[ "${1:-}" =~ ^[1-9][0-9]*$ ]] || usage
+count=$1
+shift
+dry_run=false
+if [[ "${1:-}" == --dry_run ]]; then
+  dry_run=true
+  shift
+fi
+(($#)) || usage
+
+gpus=0
+if command -v nvidia-smi > /dev/null; then
+  gpus=$(nvidia-smi --list-gpus | wc -l)
+fi
+
+pids=()
+trap 'kill -TERM "${pids[@]}" 2> /dev/null || true' TERM INT
+for ((i = 0; i < count; i++)); do
+  command=(python3 -m ibmd_jax.main "$@"
+    --coordinator="localhost:${PORT:-12355}" --processes="$count" --process="$i")
+  if ((count <= gpus)); then
+    command=(env CUDA_VISIBLE_DEVICES="$i" "${command[@]}")
+  fi
+  if $dry_run; then
+    echo "${command[@]}"
+  else
+    "${command[@]}" &
+    pids+=($!)
+  fi
+done
+
+status=0
+for pid in "${pids[@]}"; do
+  code=0
+  wait "$pid" || code=$?
+  while kill -0 "$pid" 2> /dev/null; do # a signal interrupted the waiting
+    code=0
+    wait "$pid" || code=$?
+  done
+  ((status)) || status=$code
+done
+exit "$status"

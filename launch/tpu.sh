@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# A TPU VM or pod slice on Google Cloud: created, set up, trained on, deleted. Every worker runs the same commands.
+#
+#   launch/tpu.sh create NAME --zone=us-central2-b --type=v5litepod-16
+#   launch/tpu.sh setup  NAME --zone=us-central2-b                     installs this checkout on all workers
+#   launch/tpu.sh train  NAME --zone=us-central2-b -- --config=configs/paper.py:jpeg-5 --workdir=/mnt/shared/jpeg-5
+#   launch/tpu.sh delete NAME --zone=us-central2-b
+#
+# --spot asks for a preemptible one. --dry_run only prints the commands. A slice of several hosts needs a --workdir that
+# they share. Needs gcloud, logged in and with a project.
+set -euo pipefail
+
+usage() {
+  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
+(($# >= 2)) || usage
+action=$1 name=$2
+shift 2
+zone='' type='' spot=() dry_run=false
+while (($#)); do
+  case $1 in
+    --zone=*) zone=${1#*=} ;;
+    --type=*) type=${1#*=} ;;
+    --spot) spot=(--spot) ;;
+    --dry_run) dry_run=true ;;
+    --)
+      shift
+      break
+      ;;
+    *) usage ;;
+  esac
+  shift
+done
+[[ -n "$zone" ]] || usage
+
+run() {
+  if $dry_run; then
+    printf '%q ' "$@"
+    echo
+  else
+    "$@"
+  fi
+}
+
+vm=(gcloud compute tpus tpu-vm)
+on_all() { run "${vm[@]}" ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+
+# The runtime of a generation: https://cloud.google.com/tpu/docs/runtimes
+case $type in
+  v6e*) runtime=v2-alpha-tpuv6e ;;
+  v5litepod*) runtime=v2-alpha-tpuv5-lite ;;
+  v5p*) runtime=v2-alpha-tpuv5 ;;
+  *) runtime=tpu-ubuntu2204-base ;;
+esac
+
+case $action in
+  create)
+    [[ -n "$type" ]] || usage
+    run "${vm[@]}" create "$name" --zone="$zone" --accelerator-type="$type" --version="$runtime" "${spot[@]}"
+    ;;
+  setup)
+    archive=$(mktemp -u).tar.gz
+    run git -C "$(dirname "$0")/.." archive --output="$archive" HEAD
+    run "${vm[@]}" scp "$archive" "$name:ibmd_jax.tar.gz" --zone="$zone" --worker=all
+    on_all 'mkdir -p ibmd_jax && tar -xzf ibmd_jax.tar.gz -C ibmd_jax && cd ibmd_jax && python3 -m venv .venv && .venv/bin/pip install -e .[tpu]'
+    ;;
+  train)
+    (($#)) || usage
+    on_all "cd ibmd_jax && . .venv/bin/activate && python3 -m ibmd_jax.main $(printf '%q ' "$@")--coordinator=auto"
+    ;;
+  delete) run "${vm[@]}" delete "$name" --zone="$zone" ;;
+  *) usage ;;
+esac

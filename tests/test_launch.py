@@ -1,0 +1,160 @@
+"""The scripts in launch/: what they would run, and two processes that work, stop and fail as one."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ibmd_jax.train.checkpoint import load_params
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "launch").iterdir())
+TINY = [
+    "--config=configs/inpaint.py:quicktest",
+    "--mode=teacher",
+    "--config.network.channels=(8,)",
+    "--config.network.attention=()",
+    "--config.network.groups=4",
+    "--config.teacher.batch_size=8",
+    "--config.schedule.log_every=1",
+    "--config.schedule.save_every=20",
+    "--config.schedule.picture_every=1000",
+    "--config.schedule.fsdp_min_size=256",
+]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda p: p.name)
+def test_shellcheck_finds_nothing(script):
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert os.access(script, os.X_OK) or script.suffix == ".sbatch"
+
+
+def dry(*args):
+    done = subprocess.run(["bash", *args], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_dry_runs_print_the_commands():
+    assert dry("launch/local.sh", "--dry_run", "--config=a b") == ["python3 -m ibmd_jax.main --config=a b"]
+    assert dry("launch/slurm.sbatch", "--dry_run", "--config=a") == [
+        "srun python3 -m ibmd_jax.main --config=a --coordinator=auto"
+    ]
+    for i, line in enumerate(dry("launch/multiprocess.sh", "2", "--dry_run", "--config=a")):
+        assert line.endswith(f"--config=a --coordinator=localhost:12355 --processes=2 --process={i}")
+    tpu = ["launch/tpu.sh", "train", "pod", "--zone=here", "--dry_run", "--", "--config=a"]
+    (line,) = dry(*tpu)
+    assert line.startswith("gcloud compute tpus tpu-vm ssh pod --zone=here --worker=all --command=cd\\ ibmd_jax")
+    assert "--coordinator=auto" in line
+    create = dry("launch/tpu.sh", "create", "pod", "--zone=here", "--type=v6e-16", "--spot", "--dry_run")
+    assert create == [
+        "gcloud compute tpus tpu-vm create pod --zone=here --accelerator-type=v6e-16 --version=v2-alpha-tpuv6e --spot "
+    ]
+    assert len(dry("launch/tpu.sh", "setup", "pod", "--zone=here", "--dry_run")) == 3
+
+
+@pytest.mark.parametrize(
+    "args", [["launch/multiprocess.sh"], ["launch/multiprocess.sh", "two"], ["launch/tpu.sh", "up"]]
+)
+def test_wrong_arguments_show_the_usage(args):
+    done = subprocess.run(["bash", *args], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert args[0] in done.stderr
+
+
+def start(environment, folder, devices, *args, processes=2):
+    """launch/multiprocess.sh, or launch/local.sh for one process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    script = ["launch/multiprocess.sh", str(processes)] if processes > 1 else ["launch/local.sh"]
+    return subprocess.Popen(
+        ["bash", *script, *TINY, f"--workdir={folder}", *args],
+        cwd=ROOT,
+        env={**environment, "JAX_NUM_CPU_DEVICES": str(devices), "PORT": port},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    out, _ = process.communicate(timeout=280)
+    return process.returncode, out
+
+
+def losses(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    events = EventAccumulator(str(folder / "teacher" / "events"), size_guidance={"tensors": 0}).Reload()
+    return {e.step: float(make_ndarray(e.tensor_proto)) for e in events.Tensors("loss")}
+
+
+def exported(folder):
+    meta = json.loads((folder / "teacher" / "export" / "meta" / "metadata").read_text())
+    flat = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in meta["shapes"].items()}
+    tree = {}
+    for name, leaf in flat.items():
+        node = tree
+        *path, last = name.split("/")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = leaf
+    return load_params(folder / "teacher" / "export", tree)[0]
+
+
+def wait_for(process, path):
+    end = time.time() + 200
+    while not path.exists() and process.poll() is None and time.time() < end:
+        time.sleep(0.05)
+    assert path.exists()
+
+
+def children(process):
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_are_one_run_that_may_stop_and_go_on_elsewhere(environment, tmp_path):
+    """120 steps on 1 process of 4 devices; and on 2 processes of 2 each, stopped by SIGTERM and then by the loss of one
+    of them, and on 1 process of 1 device to the end: the same losses."""
+    code, out = finish(start(environment, tmp_path / "one", 4, "--config.teacher.steps=120", processes=1))
+    assert code == 0, out
+
+    folder, steps = tmp_path / "two", "--config.teacher.steps=120"
+    process = start(environment, folder, 2, steps)
+    wait_for(process, folder / "teacher" / "checkpoints" / "20")
+    os.kill(children(process)[1], signal.SIGTERM)  # one is told, both stop
+    code, out = finish(process)
+    assert code == 143, out
+    assert len(re.findall(r"stopped by SIGTERM at teacher step \d+, saved", out)) == 2, out
+
+    process = start(environment, folder, 2, steps)
+    wait_for(process, folder / "teacher" / "checkpoints" / "60")
+    os.kill(children(process)[1], signal.SIGKILL)
+    begin = time.time()
+    code, out = finish(process)
+    assert code != 0
+    assert time.time() - begin < 100
+    assert re.search("another process is gone|another task died", out), out  # ours, or that of JAX
+
+    code, out = finish(start(environment, folder, 1, steps, processes=1))
+    assert code == 0, out
+    assert re.search(r"resuming at step (60|80)", out), out
+    first, second = losses(tmp_path / "one"), losses(folder)
+    assert sorted(first) == sorted(second) == list(range(1, 121))
+    np.testing.assert_allclose([second[i] for i in range(1, 20)], [first[i] for i in range(1, 20)], atol=1e-6)
+    np.testing.assert_allclose([second[i] for i in first], [first[i] for i in first], atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), exported(tmp_path / "one"), exported(folder))
