@@ -39,16 +39,15 @@ def connect(coordinator: str, processes: int, process: int) -> None:
 
 @contextlib.contextmanager
 def partners() -> Iterator[None]:
-    """Ends this process at once, with one line, when an operation fails because another process is gone."""
+    """Ends this process at once, with one line, when an operation fails, most often because another process is gone."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
         reason = str(error).splitlines()[0][:200]
-        print(
-            f"error: another process is gone ({reason}): start all of them again to go on", file=sys.stderr, flush=True
-        )
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        print(f"error: {who} failed, or lost another ({reason}): start all to go on", file=sys.stderr, flush=True)
         os._exit(1)  # an orderly exit would wait for it
 
 
