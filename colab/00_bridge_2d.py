@@ -111,7 +111,7 @@ BRIDGES = {
     "EDM, sigma 10": diffusion.EDM(10.0),
 }
 NETWORK = from_linen(MLP(out_channels=2, width=96, depth=2))
-STEPS, BATCH = 1000, 256
+STEPS, BATCH = 700, 256
 
 
 def starts_from_noise(bridge):
@@ -214,7 +214,7 @@ plt.show()
 
 # %%
 denoise, frozen = teachers["DDBM VP"]
-DISTILL, NOISE_CHANNELS = 2000, 2
+DISTILL, NOISE_CHANNELS = 1500, 2
 ibmd = methods.ibmd(
     denoise,
     bridge,

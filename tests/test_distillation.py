@@ -90,7 +90,6 @@ def test_the_mean_of_teachers_of_one_task(teachers, tmp_path):
     config = tiny("jpeg-5")
     config.teacher.update(checkpoint=f"{teachers[0]}, {teachers[1]}", weights=(1.0, 3.0))
     job = build(config)
-    run(job, tmp_path, "distill")
     params, _ = load_teacher(job, tmp_path)
     batch, key = job.test(), jax.random.key(0)
     singles = []

@@ -82,7 +82,13 @@ def start(environment, folder, devices, *args, processes=2):
     return subprocess.Popen(
         ["bash", *script, *TINY, f"--workdir={folder}", *args],
         cwd=ROOT,
-        env={**environment, "PATH": path, "JAX_NUM_CPU_DEVICES": str(devices), "PORT": port},
+        env={
+            **environment,
+            "PATH": path,
+            "XLA_FLAGS": "--xla_backend_optimization_level=0",
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "PORT": port,
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import quick_jit
 from flax.traverse_util import unflatten_dict
 
 from ibmd_jax.convert.__main__ import shapes_of
@@ -79,7 +80,7 @@ every_golden = pytest.mark.parametrize("path", sorted(GOLDEN.glob("*_unet.npz"))
 
 
 def run(settings, params, x, g, **more):
-    y = jax.jit(ADM(**{**settings, **more}).apply)({"params": params}, x, g["t"], g.get("y_label"))
+    y = quick_jit(ADM(**{**settings, **more}).apply)({"params": params}, x, g["t"], g.get("y_label"))
     return np.asarray(y).transpose(0, 3, 1, 2)
 
 
@@ -145,7 +146,7 @@ def test_remat_changes_nothing():
     params = jax.tree.map(lambda p: p + 0.05, ADM(**small).init(jax.random.key(0), x, t))
 
     def gradient(network):
-        return jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, x, t)).mean()))(params)
+        return quick_jit(jax.grad(lambda p: jnp.square(network.apply(p, x, t)).mean()))(params)
 
     for a, b in zip(*(jax.tree.leaves(gradient(ADM(**small, remat=r))) for r in (False, True)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import quick_jit
 from flax import linen as nn
 from flax import nnx
 
@@ -36,7 +37,7 @@ T = jnp.array([0.3, 1.0])
 
 
 def init(network, key=0, **settings):
-    return jax.jit(lambda k: init_denoiser(network, k, (16, 16, 3), **settings))(jax.random.key(key))
+    return quick_jit(lambda k: init_denoiser(network, k, (16, 16, 3), **settings))(jax.random.key(key))
 
 
 def perturb(params, scale=0.1):
@@ -51,7 +52,7 @@ def perturb(params, scale=0.1):
 def test_a_network_keeps_the_shape_and_starts_at_zero(name):
     network = from_linen(NETWORKS[name](**SMALL[name]))
     params = init(network)
-    y = jax.jit(network.apply)(params, X, T)
+    y = quick_jit(network.apply)(params, X, T)
     assert y.shape == X.shape
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(y, 0)
@@ -60,7 +61,7 @@ def test_a_network_keeps_the_shape_and_starts_at_zero(name):
 @every_network
 def test_the_untrained_student_equals_the_teacher_bit_for_bit(name):
     network, bridge = from_linen(NETWORKS[name](**SMALL[name])), I2SB()
-    denoise = jax.jit(make_denoiser(network, bridge, eps))
+    denoise = quick_jit(make_denoiser(network, bridge, eps))
     teacher = perturb(init(network))
     fresh = init(network, 1, noise_channels=2)
     student = with_new_inputs(teacher, fresh)
@@ -76,7 +77,7 @@ def test_the_noise_weights_get_a_gradient(name):
     params = perturb(init(network))
     student = with_new_inputs(params, init(network, 1, noise_channels=1))
     z = jax.random.normal(jax.random.key(2), (2, 16, 16, 1))
-    grads = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, X, T, None, z)).sum()))(student)
+    grads = quick_jit(jax.grad(lambda p: jnp.square(network.apply(p, X, T, None, z)).sum()))(student)
     assert float(optax.tree.norm(grads["noise_in"])) > 0
 
 
@@ -92,7 +93,7 @@ def test_with_new_inputs_names_what_does_not_fit():
 def test_the_time_changes_the_output(name):
     network = from_linen(NETWORKS[name](**SMALL[name]))
     params = perturb(init(network))
-    apply = jax.jit(network.apply)
+    apply = quick_jit(network.apply)
     assert (apply(params, X, T) != apply(params, X, T + 0.1)).any()
 
 
