@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from ibmd_jax.train.checkpoint import load_params
 
@@ -112,14 +113,7 @@ def losses(folder):
 def exported(folder):
     meta = json.loads((folder / "teacher" / "export" / "meta" / "metadata").read_text())
     flat = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in meta["shapes"].items()}
-    tree = {}
-    for name, leaf in flat.items():
-        node = tree
-        *path, last = name.split("/")
-        for part in path:
-            node = node.setdefault(part, {})
-        node[last] = leaf
-    return load_params(folder / "teacher" / "export", tree)[0]
+    return load_params(folder / "teacher" / "export", unflatten_dict(flat, sep="/"))[0]
 
 
 def wait_for(process, path):
