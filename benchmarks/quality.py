@@ -1,6 +1,6 @@
 """The table of methods by task: teachers, their students in one step and in up to four, and plain regression.
 
-    python -m benchmarks.quality --runs runs/quality                      all of it: about 40 minutes a cell and seed
+    python -m benchmarks.quality --runs runs/quality                      all of it: estimated at 35 minutes a cell
     python -m benchmarks.quality --runs runs/quality --seeds 0 --tasks jpeg-5 --teachers i2sb
 
 A cell is a task, a kind of teacher and a seed. Its models are trained under --runs, where a stopped run goes on; what

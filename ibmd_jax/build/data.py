@@ -32,6 +32,7 @@ class Data(NamedTuple):
 
 
 def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], labels: int) -> Data:
+    """Opens and checks the data of a plain configuration. labels: classes of the network, 0 for none."""
     mesh, data = make_mesh(), c["data"]
     for field in ("teacher.batch_size", "distill.batch_size", "evaluate.batch_size"):
         section, name = field.split(".")

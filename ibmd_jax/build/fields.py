@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from ibmd_jax.core.errors import UserError
@@ -10,7 +10,8 @@ from ibmd_jax.train.loop import Schedule
 
 
 @contextlib.contextmanager
-def naming_fields():
+def naming_fields() -> Iterator[None]:
+    """While it lasts, a field that a configuration lacks is a UserError with its name."""
     try:
         yield
     except KeyError as error:

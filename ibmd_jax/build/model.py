@@ -114,6 +114,7 @@ def _denoiser(
 
 
 def model_of(c: dict[str, Any]) -> Model:
+    """Builds and checks the model of a plain configuration, after `with_given_model`."""
     check_ranges(c)
     bridge = _bridge(c["bridge"])
     parametrisation = _parametrisation(c["parametrisation"])
