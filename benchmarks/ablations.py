@@ -16,7 +16,7 @@ from unittest import mock
 
 import jax
 
-from benchmarks.quality import METRICS, RESULTS, TASKS, base_config, sampler, trained
+from benchmarks.quality import METRICS, RESULTS, TASKS, base_config, sampler, trained, trained_teacher
 from ibmd_jax.bridges import I2SB
 from ibmd_jax.core.streams import stream
 from ibmd_jax.train.evaluate import evaluate
@@ -52,8 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     config, rows = base_config(args.task, "i2sb", args.seed), []
     folder = args.runs / config.name
-    trained(config, folder / "teacher", "teacher")
-    given = {"checkpoint": str(folder / "teacher" / "teacher" / "export")}
+    given = {"checkpoint": trained_teacher(args.task, "i2sb", args.runs)[1]}
     for name in args.variants:
         place = folder / ("one" if not VARIANTS[name] and name != CUT else "ablation, " + name.replace("/", "-"))
         with cut() if name == CUT else contextlib.nullcontext():
