@@ -46,6 +46,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "start": "",  # folder of parameters to start training from
                 "steps": 2000,
                 "batch_size": 64,
+                "accumulate": 1,  # parts of a batch, one after the other: less memory, the same result
                 "optimizer": {
                     "name": "adam",
                     "learning_rate": 1e-3,
@@ -63,6 +64,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             "distill": {
                 "steps": 400,
                 "batch_size": 32,
+                "accumulate": 1,
                 "start": "",  # folder of parameters that student and auxiliary start from; "": the teacher's
                 "student_steps": 1,
                 "multistep": "marginal",

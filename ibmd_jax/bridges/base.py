@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from ibmd_jax.core.arrays import expand
+from ibmd_jax.core.streams import normal
 from ibmd_jax.core.types import Array, Coeffs, Key
 
 B = TypeVar("B", bound=type)
@@ -80,9 +81,9 @@ class Bridge:
         return jax.jvp(self.split, (t,), (jnp.ones_like(t),))
 
     def sample(self, key: Key, x_0: Array, x_T: Array, t: Array) -> Array:
-        """Draws x_t of equation (3), differentiable in x_0 and x_T (IBMD needs that gradient)."""
+        """Draws x_t of equation (3), differentiable in x_0 and x_T (IBMD needs that gradient); key: one, or [B]."""
         a, b, c = self.at(t, x_0)
-        return a * x_T + b * x_0 + c * jax.random.normal(key, x_0.shape, x_0.dtype)
+        return a * x_T + b * x_0 + c * normal(key, x_0.shape, x_0.dtype)
 
     def posterior(self, x_0: Array, x_s: Array, s: Array, t: Array) -> tuple[Array, Array]:
         """Mean [B, ...] and standard deviation (broadcastable) of x_t given x_0 and x_s, t <= s: equation (4)."""

@@ -36,7 +36,7 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], labels: int) -
     mesh, data = make_mesh(), c["data"]
     for field in ("teacher.batch_size", "distill.batch_size", "evaluate.batch_size"):
         section, name = field.split(".")
-        check_divisible(f"config.{field}", c[section][name], mesh)
+        check_divisible(f"config.{field}", c[section][name], mesh, c[section].get("accumulate", 1))
     corrupts = _corruption(data["corruption"], image_shape)
     tasks = label_count(data["corruption"]) if corrupts else 0
     if labels and tasks > labels:

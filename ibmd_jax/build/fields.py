@@ -36,7 +36,11 @@ def make(kind: str, factory: Callable[..., Any], settings: dict[str, Any]) -> An
 # Smallest and largest value of the numbers that a run would otherwise trip over late.
 RANGES = {
     "seed": (0, 2**32 - 1),
-    **{f"{stage}.{name}": (1, float("inf")) for stage in ("teacher", "distill") for name in ("steps", "batch_size")},
+    **{
+        f"{stage}.{name}": (1, float("inf"))
+        for stage in ("teacher", "distill")
+        for name in ("steps", "batch_size", "accumulate")
+    },
     **{f"{stage}.ema_decay": (0, 1) for stage in ("teacher", "distill")},
     **{f"{stage}.t_min": (1e-6, 0.5) for stage in ("teacher", "distill")},
     "distill.auxiliary_updates": (1, float("inf")),

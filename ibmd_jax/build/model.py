@@ -268,6 +268,7 @@ IBMD_SETTINGS = (
     "noise_channels",
     "ema_decay",
     "t_min",
+    "accumulate",
 )
 
 
@@ -299,6 +300,7 @@ def _methods(
         sampler=sampling.sample,
         time_grid=sampling.grid,
         dropout=dropout,
+        accumulate=t["accumulate"],
     )
     if d["blind"] and labels < 2:
         raise UserError(

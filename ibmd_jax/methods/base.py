@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ibmd_jax.bridges import Bridge
-from ibmd_jax.core.types import Array, Batch
+from ibmd_jax.core.types import Array, Batch, Params
 
 WeightFn = Callable[[Bridge, Array], Array]
 
@@ -32,6 +32,47 @@ class Method(NamedTuple):
 def split_batch(batch: Batch, parts: int) -> Batch:
     """[parts * B, ...] -> [parts, B, ...], so that a batch axis sharded over devices stays where it is."""
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
+
+
+def mean_gradient(
+    loss: Callable[..., tuple[Array, Any]], params: Params, inputs: Any, parts: int = 1
+) -> tuple[tuple[Array, Any], Params]:
+    """jax.value_and_grad of a mean over examples, in microbatches that one after the other use the same memory.
+
+    Args:
+        loss: (params, inputs) -> (mean over the examples of `inputs`, further results, each leaf with one entry for an
+            example).
+        inputs: leaves [B, ...]; parts divides B.
+    Returns: ((loss, further results [B]), gradient), averages over the parts: the same numbers for any parts up to
+        rounding, if an example's terms depend on it alone. The further results are not in the order of the inputs.
+    """
+    gradient = jax.value_and_grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, inputs)
+
+    def add(total: Any, part: Any) -> tuple[Any, Any]:
+        (value, further), grads = gradient(params, part)
+        return jax.tree.map(jnp.add, total, (value, grads)), further
+
+    zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
+    total, further = repeat(add, zero, split_batch(inputs, parts))
+    value, grads = jax.tree.map(lambda x: x / parts, total)
+    return (value, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), further)), grads
+
+
+def repeat(body: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
+    """jax.lax.scan over few but long steps; written out on CPU.
+
+    There the gradient of a convolution inside a loop is some 50 times slower than outside it.
+    """
+
+    def unrolled(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        return jax.lax.scan(body, carry, inputs, unroll=True)
+
+    def loop(carry: Any, inputs: Any) -> tuple[Any, Any]:
+        return jax.lax.scan(body, carry, inputs)
+
+    return jax.lax.platform_dependent(carry, inputs, cpu=unrolled, default=loop)
 
 
 def one(bridge: Bridge, t: Array) -> Array:

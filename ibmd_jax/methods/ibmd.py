@@ -37,9 +37,9 @@ import optax
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.bridges.times import uniform, uniform_grid
 from ibmd_jax.core.arrays import composite, ema_update, expand, mean_inside, squared_error
-from ibmd_jax.core.streams import step_key, stream
+from ibmd_jax.core.streams import first_key, normal, split, step_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
-from ibmd_jax.methods.base import Method, WeightFn, one, split_batch
+from ibmd_jax.methods.base import Method, WeightFn, mean_gradient, one, repeat, split_batch
 from ibmd_jax.methods.teacher import denoising_error
 from ibmd_jax.samplers import few_step, one_step
 from ibmd_jax.samplers.student import draw_z
@@ -77,6 +77,14 @@ class Info(NamedTuple):
     auxiliary_identity: Array
     teacher_by_t: Array
     auxiliary_by_t: Array
+
+
+class Draws(NamedTuple):
+    """What is random in (1), (4) or (5), for every example: n, a uniform t [B], and a key [B] for the noises."""
+
+    n: Array
+    t: Array
+    key: Key
 
 
 class Terms(NamedTuple):
@@ -122,10 +130,10 @@ def path(
         s, t, k = inputs
         x_0 = generate(denoise, theta, x_s, s, batch, stream(k, "z") if z_key is None else z_key, noise_channels)
         mean, std = bridge.posterior(x_0, x_s, s, t)
-        x_t = mean + std * jax.random.normal(k, x_s.shape, x_s.dtype)
+        x_t = mean + std * normal(k, x_s.shape, x_s.dtype)
         return x_t, x_t
 
-    keys = jax.random.split(key, len(times) - 1)
+    keys = split(key, len(times) - 1)
     states = jax.lax.scan(step, batch.x_T, (times[:-1], times[1:], keys))[1]
     return jnp.concatenate([batch.x_T[None], states])
 
@@ -148,8 +156,8 @@ def student_terms(
     teacher_denoise: the teacher's network where it is another one than `denoise`.
     """
     teacher, phi = jax.lax.stop_gradient((teacher, phi))
-    good = (teacher_denoise or denoise)(teacher, x_t, t, batch.x_T, batch.cond)
     bad = denoise(phi, x_t, t, batch.x_T, batch.cond)
+    good = (teacher_denoise or denoise)(teacher, x_t, t, batch.x_T, batch.cond)
 
     def mean(values: Array) -> Array:
         return mean_inside(values, batch.mask)
@@ -192,6 +200,7 @@ def ibmd(
     from_noise: bool = False,
     teacher_denoise: Denoise | None = None,
     student_label: int | None = None,
+    accumulate: int = 1,
 ) -> Method:
     """IBMD as a Method. `frozen` is the teacher's parameters; `sample` also takes the number of steps.
 
@@ -213,6 +222,7 @@ def ibmd(
         teacher_denoise: the teacher's network where it is another one: see methods/teachers.py for several.
         student_label: a label that the student is given in the place of batch.cond, which teacher and auxiliary see: a
             student blind to the task.
+        accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
     Raises: ValueError for another multistep or rollout, and for alpha and beta that (6) does not allow.
     """
     for name, value, known in (
@@ -254,37 +264,40 @@ def ibmd(
 
     def end(batch: Batch, key: Key) -> Array:
         """Where the bridges to x_0 end."""
-        return jax.random.normal(stream(key, "x_T"), batch.x_T.shape) if from_noise else batch.x_T
+        return normal(stream(key, "x_T"), batch.x_T.shape) if from_noise else batch.x_T
 
-    def first_state(theta: Params, batch: Batch, key: Key) -> tuple[Array, Array]:
-        """x_{t_n} [B, H, W, C] and t_n [B] of (4) or (5), made by theta."""
-        examples = batch.x_T.shape[:1]
+    def draws(batch: Batch, key: Key) -> Draws:
+        examples = batch.x_T.shape[0]
+        n = jax.random.randint(stream(key, "n"), () if multistep == "marginal" else (examples,), 0, steps)
+        t = time_sampler(stream(key, "t"), examples, t_min, bridge.T)
+        return Draws(jnp.broadcast_to(n, (examples,)), t, jax.random.split(stream(key, "examples"), examples))
+
+    def first_state(theta: Params, batch: Batch, n: Array, key: Key) -> Array:
+        """x_{t_n} [B, H, W, C] of (4) or (5), made by theta."""
         if steps == 1:
-            return batch.x_T, jnp.full(examples, bridge.T)
+            return batch.x_T
         if multistep == "marginal":
-            n = jax.random.randint(stream(key, "n"), (), 0, steps)
             z_key = stream(key, "z") if same_z else None
             states = path(denoise, bridge, theta, for_student(batch), times, stream(key, "path"), noise_channels, z_key)
-            return states[n], jnp.full(examples, times[n])
-        n = jax.random.randint(stream(key, "n"), examples, 0, steps)
+            return states[n[0]]
         y = restore(theta, batch, stream(key, "path"), steps)
         x = bridge.sample(stream(key, "first"), y, end(batch, key), times[n])
-        return jnp.where(expand(n, batch.x_T) == 0, batch.x_T, x), times[n]
+        return jnp.where(expand(n, batch.x_T) == 0, batch.x_T, x)
 
-    def draw(theta: Params, ema: Params, batch: Batch, key: Key) -> tuple[Array, Array, Array]:
+    def draw(theta: Params, ema: Params, batch: Batch, drawn: Draws) -> tuple[Array, Array, Array]:
         """x_0, x_t and t of (1), (4) or (5), differentiable in theta through x_0 and x_t."""
-        x_s, s = first_state(jax.lax.stop_gradient(theta if rollout == "student" else ema), batch, key)
+        n, t, key = drawn
+        x_s, s = first_state(jax.lax.stop_gradient(theta if rollout == "student" else ema), batch, n, key), times[n]
         x_0 = generate(denoise, theta, x_s, s, for_student(batch), stream(key, "z"), noise_channels)
-        t = time_sampler(stream(key, "t"), batch.x_T.shape[0], t_min, bridge.T)
         if steps == 1 or multistep == "marginal":
             return x_0, bridge.sample(stream(key, "x_t"), x_0, end(batch, key), t), t
         t = t_min + (t - t_min) * (s - t_min) / (bridge.T - t_min)
         mean, std = bridge.posterior(x_0, x_s, s, t)
-        return x_0, mean + std * jax.random.normal(stream(key, "x_t"), x_0.shape, x_0.dtype), t
+        return x_0, mean + std * normal(stream(key, "x_t"), x_0.shape, x_0.dtype), t
 
     def matching_loss(phi: Params, x_0: Array, x_t: Array, t: Array, batch: Batch, key: Key) -> Array:
         """(2), or both parts of (6)."""
-        drop = stream(key, "dropout") if dropout else None
+        drop = stream(first_key(key), "dropout") if dropout else None
 
         def error(x_t: Array, target: Array) -> Array:
             return denoising_error(denoise, bridge, phi, x_t, t, target, batch, auxiliary_weight, drop).mean()
@@ -305,26 +318,27 @@ def ibmd(
         def update_auxiliary(carry: tuple[Params, optax.OptState], inputs: tuple[Batch, Key]):
             phi, opt = carry
             part, k = inputs
-            x_0, x_t, t = jax.lax.stop_gradient(draw(state.student, state.ema, part, k))
-            loss, grads = jax.value_and_grad(matching_loss)(phi, x_0, x_t, t, part, k)
+
+            def loss_fn(phi: Params, inputs: tuple[Batch, Draws]) -> tuple[Array, None]:
+                part, drawn = inputs
+                x_0, x_t, t = jax.lax.stop_gradient(draw(state.student, state.ema, part, drawn))
+                return matching_loss(phi, x_0, x_t, t, part, drawn.key), None
+
+            (loss, _), grads = mean_gradient(loss_fn, phi, (part, draws(part, k)), accumulate)
             updates, opt = auxiliary_optimizer.update(grads, opt, phi)
             return (optax.apply_updates(phi, updates), opt), (loss, optax.tree.norm(grads))
 
         keys = jax.vmap(lambda i: step_key(key, "auxiliary", i))(jnp.arange(auxiliary_updates))
         first = jax.tree.map(lambda x: x[:-1], batches)
-        # On CPU the gradient of a convolution inside a loop is some 50 times slower than outside it.
-        (phi, phi_opt), (auxiliary_loss, auxiliary_norm) = jax.lax.scan(
-            update_auxiliary,
-            (state.auxiliary, state.auxiliary_optimizer),
-            (first, keys),
-            unroll=auxiliary_updates if jax.default_backend() == "cpu" else 1,
+        (phi, phi_opt), (auxiliary_loss, auxiliary_norm) = repeat(
+            update_auxiliary, (state.auxiliary, state.auxiliary_optimizer), (first, keys)
         )
 
         part = jax.tree.map(lambda x: x[-1], batches)
-        k = stream(key, "student")
 
-        def loss_fn(theta: Params) -> tuple[Array, tuple[Terms, Array]]:
-            x_0, x_t, t = draw(theta, state.ema, part, k)
+        def loss_fn(theta: Params, inputs: tuple[Batch, Draws]) -> tuple[Array, tuple[Terms, Array]]:
+            part, drawn = inputs
+            x_0, x_t, t = draw(theta, state.ema, part, drawn)
             target = x_0 if alpha == 1 else beta / alpha * x_0
             terms = student_terms(denoise, bridge, teacher, phi, target, x_t, t, part, student_weight, teacher_denoise)
             loss = alpha * (terms.teacher - terms.auxiliary)
@@ -332,7 +346,8 @@ def ibmd(
                 loss = loss / (jax.lax.stop_gradient(terms.distance) + 1e-8)
             return loss.mean(), (terms, t)
 
-        (loss, (terms, t)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.student)
+        inputs = part, draws(part, stream(key, "student"))
+        (loss, (terms, t)), grads = mean_gradient(loss_fn, state.student, inputs, accumulate)
         updates, opt = student_optimizer.update(grads, state.student_optimizer, state.student)
         student, n = optax.apply_updates(state.student, updates), state.step + 1
         new = student, ema_update(state.ema, student, n - pretraining, ema_decay), opt

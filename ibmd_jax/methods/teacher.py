@@ -16,9 +16,9 @@ import optax
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.bridges.times import uniform, uniform_grid
 from ibmd_jax.core.arrays import ema_update, squared_error
-from ibmd_jax.core.streams import stream
+from ibmd_jax.core.streams import first_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
-from ibmd_jax.methods.base import Method, WeightFn, one
+from ibmd_jax.methods.base import Method, WeightFn, mean_gradient, one
 from ibmd_jax.samplers import ancestral
 
 
@@ -70,10 +70,10 @@ def bridge_matching_loss(
 ) -> Array:
     """Equation (1) for every example, [B], inside the mask where there is one. batch.x_0 is required; t is [B].
 
-    dropout: whether the network drops activations, with a stream of `key`.
+    key: one, or [B]. dropout: whether the network drops activations, with a stream of it.
     """
     x_t = bridge.sample(key, batch.x_0, batch.x_T, t)
-    drop = stream(key, "dropout") if dropout else None
+    drop = stream(first_key(key), "dropout") if dropout else None
     return denoising_error(denoise, bridge, params, x_t, t, batch.x_0, batch, weight, drop)
 
 
@@ -89,12 +89,14 @@ def teacher(
     sampler: Callable[..., Array] = ancestral,
     time_grid: Callable[..., Array] = uniform_grid,
     dropout: bool = False,
+    accumulate: int = 1,
 ) -> Method:
     """Bridge matching as a Method; it has no frozen parameters; its `sample` also takes the number of steps.
 
     Args:
         sampler, time_grid: how `sample` restores; a function of samplers/ and one of bridges/times.py.
         dropout: whether `denoise` is to drop activations in training.
+        accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
     """
 
     def init(start: Params) -> State:
@@ -103,12 +105,14 @@ def teacher(
 
     def step(state: State, frozen: None, batch: Batch, key: Key) -> tuple[State, Info]:
         del frozen
-        t = time_sampler(stream(key, "t"), batch.x_T.shape[0], t_min, bridge.T)
+        examples = batch.x_T.shape[0]
+        t = time_sampler(stream(key, "t"), examples, t_min, bridge.T)
+        keys = jax.random.split(stream(key, "x_t"), examples)
 
-        def loss_fn(params: Params) -> Array:
-            return bridge_matching_loss(denoise, bridge, params, batch, t, stream(key, "x_t"), weight, dropout).mean()
+        def loss_fn(params: Params, inputs: tuple[Batch, Array, Key]) -> tuple[Array, None]:
+            return bridge_matching_loss(denoise, bridge, params, *inputs, weight, dropout).mean(), None
 
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
+        (loss, _), grads = mean_gradient(loss_fn, state.params, (batch, t, keys), accumulate)
         updates, opt = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         n = state.step + 1

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ibmd_jax.core.arrays import composite
+from ibmd_jax.core.streams import normal, split
 from ibmd_jax.core.types import Array, Key
 
 
@@ -63,7 +64,7 @@ def march(
         return carry, Trajectory(carry[0], x_0) if trajectory else None
 
     n = times.shape[0] - 1
-    steps = (times[:-1], times[1:], jax.random.split(key, n), jnp.arange(n) == n - 1)
+    steps = (times[:-1], times[1:], split(key, n), jnp.arange(n) == n - 1)
     (x, *_), path = jax.lax.scan(body, (x_T, *start), steps)
     x = composite(x, x_T, mask)
     return (x, path) if trajectory else x
@@ -71,4 +72,4 @@ def march(
 
 def noise(step: Step, x: Array) -> Array:
     """N(0, I) of the shape of x; zero in the last step."""
-    return jnp.where(step.last, 0, 1).astype(x.dtype) * jax.random.normal(step.key, x.shape, x.dtype)
+    return jnp.where(step.last, 0, 1).astype(x.dtype) * normal(step.key, x.shape, x.dtype)

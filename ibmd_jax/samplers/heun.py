@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.core.arrays import expand
+from ibmd_jax.core.streams import normal
 from ibmd_jax.core.types import Array, Key
 from ibmd_jax.samplers.base import Step, march
 
@@ -67,7 +68,7 @@ def heun(
         if churn:
             dt = churn * (i.t - i.s)
             g = jnp.sqrt(-dt * bridge.f_and_g2(u)[1])
-            x = x + expand(dt, x) * slope(x_0, x, u, True) + expand(g, x) * jax.random.normal(i.key, x.shape, x.dtype)
+            x = x + expand(dt, x) * slope(x_0, x, u, True) + expand(g, x) * normal(i.key, x.shape, x.dtype)
             u = u + dt
             x_0 = D(x, u)
         dt = expand(i.t - u, x)

@@ -3,18 +3,16 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.core.arrays import composite
-from ibmd_jax.core.streams import stream
+from ibmd_jax.core.streams import normal, stream
 from ibmd_jax.core.types import Array, Key
 from ibmd_jax.samplers.base import Step, march, noise
 
 
 def draw_z(key: Key, x_T: Array, noise_channels: int) -> Array | None:
     """The student's noise input, [B, ..., noise_channels], or None for no channels."""
-    return jax.random.normal(key, (*x_T.shape[:-1], noise_channels), x_T.dtype) if noise_channels else None
+    return normal(key, (*x_T.shape[:-1], noise_channels), x_T.dtype) if noise_channels else None
 
 
 def one_step(

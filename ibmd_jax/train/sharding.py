@@ -44,10 +44,12 @@ def abstract_state(mesh: Mesh, min_size: int, init: Callable[..., Params], *args
     )
 
 
-def check_divisible(name: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError unless batch_size examples split evenly over the mesh."""
-    if batch_size % mesh.size:
-        lower, upper = batch_size - batch_size % mesh.size, batch_size + -batch_size % mesh.size
+def check_divisible(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises UserError unless batch_size examples make `parts` microbatches that split evenly over the mesh."""
+    unit = mesh.size * parts
+    if batch_size % unit:
+        lower, upper = batch_size - batch_size % unit, batch_size + -batch_size % unit
+        parted = f" in {parts} parts (accumulate)" if parts > 1 else ""
         raise UserError(
-            f"{name} = {batch_size} does not divide over {mesh.size} devices: use {lower or upper} or {upper}"
+            f"{name} = {batch_size} does not divide over {mesh.size} devices{parted}: use {lower or upper} or {upper}"
         )

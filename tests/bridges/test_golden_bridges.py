@@ -62,11 +62,11 @@ def test_timestep_embeddings():
 
 def test_i2sb_processes(monkeypatch):
     g = load("i2sb_processes")
-    bridge, t = I2SBTable(0.3), jnp.float32(g["step"] / 999)
+    bridge, t, key = I2SBTable(0.3), jnp.float32(g["step"] / 999), jax.random.key(0)
     monkeypatch.setattr(jax.random, "normal", lambda key, shape, dtype: jnp.asarray(g["noise_000"]))
-    x_t = bridge.sample(None, g["x0"], g["x1"], t)
+    x_t = bridge.sample(key, g["x0"], g["x1"], t)
     np.testing.assert_allclose(x_t, g["xt"], atol=2e-5)
-    np.testing.assert_allclose(OtOde(bridge).sample(None, g["x0"], g["x1"], t), g["xt_ode"], atol=2e-5)
+    np.testing.assert_allclose(OtOde(bridge).sample(key, g["x0"], g["x1"], t), g["xt_ode"], atol=2e-5)
     label = target(eps(bridge, t), g["x0"], x_t)
     np.testing.assert_allclose(label, g["label"], rtol=2e-5, atol=2e-4)  # divides by 0.01
     pred = estimate(eps(bridge, t), 0.9 * g["label"], jnp.asarray(g["xt"]))

@@ -5,7 +5,7 @@ import pytest
 
 from ibmd_jax.core.arrays import composite, ema_update, expand, fingerprint, from_uint8, squared_error, to_uint8
 from ibmd_jax.core.errors import UserError, lookup
-from ibmd_jax.core.streams import step_key, stream
+from ibmd_jax.core.streams import first_key, normal, step_key, stream
 
 
 def test_squared_error_counts_masked_elements_only():
@@ -58,6 +58,17 @@ def test_uint8_round_trip():
     x = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
     np.testing.assert_array_equal(to_uint8(from_uint8(x)), x)
     assert to_uint8(np.array([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_each_example_has_its_own_key():
+    keys = jax.random.split(jax.random.key(0), 6)
+    x = normal(stream(keys, "z"), (6, 3, 2))
+    np.testing.assert_array_equal(x[2:4], normal(stream(keys[2:4], "z"), (2, 3, 2)))
+    np.testing.assert_array_equal(x[2], jax.random.normal(stream(keys[2], "z"), (3, 2)))
+    old = jax.random.PRNGKey(0)  # one key, though an array of two numbers
+    np.testing.assert_array_equal(normal(old, (2, 3)), jax.random.normal(old, (2, 3)))
+    np.testing.assert_array_equal(first_key(old), old)
+    assert first_key(keys) == keys[0]
 
 
 def test_streams_differ_by_name_and_step():

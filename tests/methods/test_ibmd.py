@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compiling import quick_jit
 
 from ibmd_jax.bridges import I2SB, Brownian, Flow, diffusion
 from ibmd_jax.bridges.base import bridge as as_bridge
+from ibmd_jax.bridges.times import TIME_SAMPLERS
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import ibmd
 from ibmd_jax.methods.base import WEIGHTS, ten_to
@@ -205,10 +207,11 @@ def test_the_auxiliary_makes_L_updates_on_fresh_batches():
     batches = split_batch(Batch(gaussian.draw_x_T(coupling, jax.random.key(9), 64 * m.batches)), m.batches)
     phi, losses = before.auxiliary, []
     for i in range(L):
-        k = step_key(jax.random.key(0), "auxiliary", i)
+        key = step_key(jax.random.key(0), "auxiliary", i)
+        k = jax.random.split(stream(key, "examples"), 64)
         part = Batch(batches.x_T[i])
         data = part._replace(x_0=generate(denoise, before.student, part.x_T, 1.0, part, stream(k, "z"), 2))
-        t = uniform(stream(k, "t"), 64, T_MIN, 1.0)
+        t = uniform(stream(key, "t"), 64, T_MIN, 1.0)
         loss, grad = jax.value_and_grad(
             lambda p, data=data, t=t, k=k: bridge_matching_loss(denoise, BRIDGE, p, data, t, stream(k, "x_t")).mean()
         )(phi)
@@ -217,6 +220,28 @@ def test_the_auxiliary_makes_L_updates_on_fresh_batches():
     for x, y in zip(jax.tree.leaves(phi), jax.tree.leaves(after.auxiliary), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(info.auxiliary_loss, np.mean(losses), rtol=1e-5)
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"real_data": (0.9, 0.92), "normalise": True},
+        {"steps": 3, "time_sampler": TIME_SAMPLERS["stratified"]},
+        {"steps": 3, "multistep": "posterior", "rollout": "ema"},
+    ],
+)
+def test_microbatches_change_nothing(settings):
+    coupling = gaussian.TWO_D
+    pairs = draw_pairs(coupling, jax.random.key(9), 32 * 2)
+    found = []
+    for accumulate in (1, 4):
+        m = method(coupling, accumulate=accumulate, auxiliary_updates=1, **settings)
+        state = initial_state(m, coupling)
+        found.append(quick_jit(m.step)(state, coupling.params, pairs, jax.random.key(0)))
+    for a, b in zip(*(jax.tree.leaves(x) for x in found), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert differs(state.student, found[0][0].student)
 
 
 @pytest.mark.usefixtures("lenient")
@@ -272,22 +297,17 @@ def test_the_generator_is_the_denoiser_at_T(bridge):
     assert seen == [(bridge.T, (3, 4, 4, 2))]
 
 
-@pytest.mark.parametrize(("backend", "unroll"), [("cpu", 3), ("tpu", 1), ("gpu", 1)])
-def test_the_auxiliary_loop_is_unrolled_on_cpu_only(monkeypatch, backend, unroll):
-    seen = []
-
-    def scan(f, init, xs, unroll):
-        seen.append(unroll)
-        return real_scan(f, init, xs)
-
-    real_scan = jax.lax.scan
-    monkeypatch.setattr(jax.lax, "scan", scan)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_the_auxiliary_loop_is_written_out_on_cpu_only(platform):
     coupling = gaussian.ONE_D
     denoise = gaussian.make_denoise(BRIDGE, coupling.S)
-    m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=3, noise_channels=1)
-    one_step(m, coupling)
-    assert seen == [unroll]
+    calls = {}
+    for L in (2, 6):
+        m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=L, noise_channels=1)
+        batch = Batch(gaussian.draw_x_T(coupling, jax.random.key(9), 8 * m.batches))
+        traced = jax.jit(m.step).trace(initial_state(m, coupling), coupling.params, batch, jax.random.key(0))
+        calls[L] = traced.lower(lowering_platforms=(platform,)).as_text().count("call @")
+    assert calls[6] - calls[2] == (4 if platform == "cpu" else 0)
 
 
 @pytest.mark.usefixtures("lenient")

@@ -86,6 +86,20 @@ def test_split_batch_keeps_every_example_once():
     assert parts.x_0 is None
 
 
+@pytest.mark.usefixtures("lenient")
+def test_microbatches_change_nothing():
+    """The gradient of plain descent: the same in one part, two and eight."""
+    found = []
+    for accumulate in (1, 2, 8):
+        m = teacher(DENOISE, BRIDGE, optax.sgd(0.1), accumulate=accumulate)
+        state = m.init({"M": jnp.zeros((2, 2)), "R": jnp.eye(2)})
+        found.append(jax.jit(m.step)(state, None, draw(jax.random.key(1), 64), jax.random.key(0)))
+    for other in found[1:]:
+        for a, b in zip(*(jax.tree.leaves(x) for x in (found[0], other)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert found[0][1].grad_norm > 0.1
+
+
 def test_dropout_gets_a_key_of_its_own_in_training_alone():
     keys = []
 
