@@ -37,6 +37,8 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "groups": 16,
                 "patch": 2,
                 "conditional": False,
+                "dtype": "float32",  # or bfloat16: of convolutions and attention
+                "remat": "none",  # or block, full: what the backward pass computes again, to save memory
             },
             "parametrisation": {"name": "i2sb"},
             "teacher": {

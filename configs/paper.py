@@ -120,7 +120,7 @@ def get_config(arg: str = "jpeg-5") -> ml_collections.ConfigDict:
         del config.data.corruption  # a name there; here it may come with settings
         config.data.corruption = chosen["data"]["corruption"]
         config.bridge = chosen["bridge"]
-        config.network = {**chosen["network"], "dtype": "bfloat16", "remat": True}
+        config.network = {**chosen["network"], "dtype": "bfloat16", "remat": "block"}
         config.parametrisation = chosen["parametrisation"]
         config.evaluate.sampler = chosen["sampler"]
         config.distill.student_optimizer = config.distill.auxiliary_optimizer = chosen["optimizer"]

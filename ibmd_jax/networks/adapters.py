@@ -11,7 +11,10 @@ from ibmd_jax.core.types import Array, Key, Network, Params
 
 
 def from_linen(module: nn.Module) -> Network:
-    """A Linen module called as module(x, t, cond, z), with the random stream "dropout" where there is a key."""
+    """A Linen module called as module(x, t, cond, z), with the random stream "dropout" where there is a key.
+
+    If it has a field `remat` that is "full", a backward pass keeps its inputs alone and computes it again.
+    """
 
     def init(key: Key, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Params:
         return module.init(key, x, t, cond, z)["params"]
@@ -22,7 +25,7 @@ def from_linen(module: nn.Module) -> Network:
         rngs = None if key is None else {"dropout": key}
         return module.apply({"params": params}, x, t, cond, z, rngs=rngs)
 
-    return Network(init, apply)
+    return Network(init, jax.checkpoint(apply) if getattr(module, "remat", "none") == "full" else apply)
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:

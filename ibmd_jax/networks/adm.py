@@ -16,6 +16,7 @@ from ibmd_jax.networks.blocks import (
     conv,
     label_embedding,
     normalise,
+    recomputed,
     timestep_embedding,
     upsample,
 )
@@ -34,7 +35,7 @@ class ADM(nn.Module):
     classes: number of labels in cond [B] int32; 0 for none.
     dtype: "float32" or "bfloat16", of convolutions and attention; norms, softmax and embeddings are in float32.
     dropout: its rate in the residual blocks, wherever the caller gives a key: in bridge matching.
-    remat: recomputes each block's activations in the backward pass.
+    remat: "none", "block" or "full": what the backward pass computes again, see blocks.recomputed.
     """
 
     out_channels: int = 3
@@ -51,13 +52,13 @@ class ADM(nn.Module):
     groups: int = 32
     dtype: str = "float32"
     dropout: float = 0.0
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
         """z: noise [B, H, W, C_z], through input weights that start at zero. cond: labels where there are classes."""
         dtype = jnp.dtype(self.dtype)
-        res_block, attention_block = (nn.remat(b) if self.remat else b for b in (ResBlock, AttentionBlock))
+        res_block, attention_block = recomputed(self.remat, ResBlock, AttentionBlock)
 
         def res(h: Array, width: float, name: str, resample: str | None = None) -> Array:
             block = res_block(int(width), self.groups, resample, self.scale_shift, dtype, self.dropout, name=name)

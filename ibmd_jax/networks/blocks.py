@@ -49,6 +49,18 @@ def conv(features: int, size: int, name: str, zero: bool = False, dtype: Any = N
     return nn.Conv(features, (size, size), stride, name=name, **settings)
 
 
+def recomputed(remat: str, *blocks: type[nn.Module]) -> tuple[type[nn.Module], ...]:
+    """The block classes of a network whose `remat` is "none", "block" or "full".
+
+    "block": the backward pass keeps each block's inputs, and computes the block again. "full": it keeps the network's
+    inputs alone (networks.adapters.from_linen sees to that), so that of several networks in one loss only one at a
+    time has activations. Raises: ValueError for another name.
+    """
+    if remat not in ("none", "block", "full"):
+        raise ValueError(f"remat = {remat!r}: it must be none, block or full")
+    return tuple(nn.remat(b) for b in blocks) if remat == "block" else blocks
+
+
 def upsample(x: Array) -> Array:
     """Nearest neighbour, twice the height and width."""
     return x.repeat(2, axis=1).repeat(2, axis=2)

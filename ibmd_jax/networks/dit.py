@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
-from ibmd_jax.networks.blocks import depth_to_space, label_embedding, space_to_depth, timestep_embedding
+from ibmd_jax.networks.blocks import depth_to_space, label_embedding, recomputed, space_to_depth, timestep_embedding
 
 ZERO = nn.initializers.zeros
 
@@ -49,6 +49,7 @@ class DiT(nn.Module):
 
     channels: width of the tokens, divisible by heads and by 4. depth: blocks. classes: labels in cond [B] int32, or 0.
     dtype: "float32" or "bfloat16", of dense layers and attention; the residual stream and norms are in float32.
+    remat: "none", "block" or "full": what the backward pass computes again, see blocks.recomputed.
     """
 
     out_channels: int = 3
@@ -58,7 +59,7 @@ class DiT(nn.Module):
     patch: int = 2
     classes: int = 0
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
@@ -76,7 +77,7 @@ class DiT(nn.Module):
         b, height, width, c = h.shape
         h = h.reshape(b, height * width, c) + positions(height, width, c)[None]
 
-        block = nn.remat(Block) if self.remat else Block
+        (block,) = recomputed(self.remat, Block)
         for i in range(self.depth):
             h = block(self.heads, jnp.dtype(self.dtype), name=f"block_{i}")(h, emb)
 

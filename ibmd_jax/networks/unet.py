@@ -11,8 +11,9 @@ from ibmd_jax.networks.blocks import (
     ResBlock,
     conv,
     depth_to_space,
-    group_norm,
     label_embedding,
+    normalise,
+    recomputed,
     space_to_depth,
     timestep_embedding,
 )
@@ -25,6 +26,8 @@ class UNet(nn.Module):
     attention: the levels (0 is the finest) that have attention after each of their residual blocks.
     patch: side of the pixel patches that become channels at the input and pixels again at the output.
     classes: number of labels in cond [B] int32; 0 for none.
+    dtype: "float32" or "bfloat16", of convolutions and attention; norms, softmax and embeddings are in float32.
+    remat: "none", "block" or "full": what the backward pass computes again, see blocks.recomputed.
     """
 
     out_channels: int = 3
@@ -35,50 +38,60 @@ class UNet(nn.Module):
     groups: int = 32
     patch: int = 2
     classes: int = 0
+    dtype: str = "float32"
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
         """z: noise [B, H, W, C_z], through input weights that start at zero. cond: labels where there are classes."""
-        width = self.channels[0]
+        width, dtype = self.channels[0], jnp.dtype(self.dtype)
+        res_block, attention_block = recomputed(self.remat, ResBlock, AttentionBlock)
         emb = timestep_embedding(t, width)
         emb = nn.Dense(4 * width, name="time_in")(emb)
         emb = nn.Dense(4 * width, name="time_out")(nn.silu(emb))
         if self.classes:
             emb = emb + label_embedding(cond, self.classes, 4 * width)
 
-        def attend(h: Array, level: int, name: str) -> Array:
-            return AttentionBlock(self.head_channels, self.groups, name=name)(h) if level in self.attention else h
+        def res(h: Array, features: int, name: str, resample: str | None = None) -> Array:
+            return res_block(features, self.groups, resample, dtype=dtype, name=name)(h, emb)
 
-        h = conv(width, 3, "conv_in")(space_to_depth(x, self.patch))
+        def attend(h: Array, level: int, name: str) -> Array:
+            if level not in self.attention:
+                return h
+            return attention_block(self.head_channels, self.groups, dtype=dtype, name=name)(h)
+
+        h = conv(width, 3, "conv_in", dtype=dtype)(space_to_depth(x, self.patch).astype(dtype))
         if z is not None:
             # The same map as extra input channels; summed apart, so that zero weights change no bit of h.
-            noise_in = nn.Conv(width, (3, 3), use_bias=False, kernel_init=nn.initializers.zeros, name="noise_in")
-            h = h + noise_in(space_to_depth(z, self.patch))
+            noise_in = nn.Conv(
+                width, (3, 3), use_bias=False, kernel_init=nn.initializers.zeros, name="noise_in", dtype=dtype
+            )
+            h = h + noise_in(space_to_depth(z, self.patch).astype(dtype))
 
         skips = [h]
         last = len(self.channels) - 1
         for level, features in enumerate(self.channels):
             for i in range(self.blocks):
-                h = ResBlock(features, self.groups, name=f"in{level}_{i}")(h, emb)
+                h = res(h, features, f"in{level}_{i}")
                 h = attend(h, level, f"in{level}_{i}_attention")
                 skips.append(h)
             if level < last:
-                h = ResBlock(features, self.groups, "down", name=f"down{level}")(h, emb)
+                h = res(h, features, f"down{level}", "down")
                 skips.append(h)
 
         features = self.channels[-1]
-        h = ResBlock(features, self.groups, name="middle_0")(h, emb)
+        h = res(h, features, "middle_0")
         h = attend(h, last, "middle_attention")
-        h = ResBlock(features, self.groups, name="middle_1")(h, emb)
+        h = res(h, features, "middle_1")
 
         for level, features in reversed(list(enumerate(self.channels))):
             for i in range(self.blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = ResBlock(features, self.groups, name=f"out{level}_{i}")(h, emb)
+                h = res(h, features, f"out{level}_{i}")
                 h = attend(h, level, f"out{level}_{i}_attention")
             if level > 0:
-                h = ResBlock(features, self.groups, "up", name=f"up{level}")(h, emb)
+                h = res(h, features, f"up{level}", "up")
 
-        h = nn.silu(group_norm(self.groups, "norm_out")(h))
+        h = nn.silu(normalise(self.groups, "norm_out", h.astype(jnp.float32)))
         h = conv(self.patch**2 * self.out_channels, 3, "conv_out", zero=True)(h)
         return depth_to_space(h, self.patch)

@@ -184,6 +184,37 @@ def test_the_denoiser_turns_the_network_output_into_x_0(name):
     np.testing.assert_array_equal(seen[0][1], s.c_noise)
 
 
+@pytest.mark.parametrize("name", ["adm", "dit", "unet"])
+def test_remat_computes_the_same_gradient_with_more_operations(name):
+    gradients, operations = {}, {}
+    for remat in ("none", "block", "full"):
+        network = from_linen(NETWORKS[name](**SMALL[name], remat=remat))
+        params = perturb(init(network))
+        gradient = quick_jit(jax.grad(lambda p, n=network: jnp.square(n.apply(p, X, T)).mean())).lower(params)
+        operations[remat] = gradient.cost_analysis()["flops"]
+        if remat != "full":
+            gradients[remat] = jax.tree.leaves(gradient.compile()(params))
+    assert operations["full"] > 1.2 * operations["none"]
+    assert operations["block"] > 1.1 * operations["none"]
+    for a, b in zip(gradients["block"], gradients["none"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="it must be none, block or full"):
+        init(from_linen(NETWORKS[name](**SMALL[name], remat="blocks")))
+
+
+@pytest.mark.usefixtures("lenient")  # JAX's attention promotes bfloat16 by itself
+@pytest.mark.parametrize("name", ["adm", "dit", "unet"])
+def test_bfloat16_computes_nearly_the_same_from_float32_parameters(name):
+    outputs = []
+    for dtype in ("float32", "bfloat16"):
+        network = from_linen(NETWORKS[name](**SMALL[name], dtype=dtype))
+        params = perturb(init(network))
+        assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+        outputs.append(quick_jit(network.apply)(params, X, T))
+    assert outputs[1].dtype == jnp.float32
+    assert 1e-5 < jnp.abs(outputs[0] - outputs[1]).max() < 0.03 * jnp.abs(outputs[0]).max()
+
+
 def test_a_conditional_denoiser_sees_x_T():
     network, bridge = from_linen(UNet(**SMALL["unet"])), I2SB()
     denoise = make_denoiser(network, bridge, ddbm, conditional=True)
