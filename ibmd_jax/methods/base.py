@@ -12,6 +12,16 @@ from ibmd_jax.core.types import Array, Batch, Params
 WeightFn = Callable[[Bridge, Array], Array]
 
 
+class Update(NamedTuple):
+    """A part of a step that may be compiled alone: apply(state, frozen, batch, key) -> (state, what it reports).
+
+    count: how often a step does it, with a batch each.
+    """
+
+    count: int
+    apply: Callable[..., tuple[Any, Any]]
+
+
 class Method(NamedTuple):
     """A training method as pure functions, to be jitted by the caller with the state donated.
 
@@ -20,12 +30,14 @@ class Method(NamedTuple):
         `batches` times the batch size, see `split_batch`. Info is a NamedTuple of scalars, `loss` among them.
     sample(params, key, batch) -> x_0 [B, H, W, C]: restores a batch with exported parameters.
     export(state) -> params: the parameters to deploy (the moving average).
+    updates: what a step does, by name and in its order.
     """
 
     init: Callable[..., Any]
     step: Callable[..., tuple[Any, Any]]
     sample: Callable[..., Array]
     export: Callable[..., Any]
+    updates: dict[str, Update]
     batches: int = 1
 
 

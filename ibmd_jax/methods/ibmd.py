@@ -39,7 +39,7 @@ from ibmd_jax.bridges.times import uniform, uniform_grid
 from ibmd_jax.core.arrays import composite, ema_update, expand, mean_inside, squared_error
 from ibmd_jax.core.streams import first_key, normal, split, step_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
-from ibmd_jax.methods.base import Method, WeightFn, mean_gradient, one, repeat, split_batch
+from ibmd_jax.methods.base import Method, Update, WeightFn, mean_gradient, one, repeat, split_batch
 from ibmd_jax.methods.teacher import denoising_error
 from ibmd_jax.samplers import few_step, one_step
 from ibmd_jax.samplers.student import draw_z
@@ -308,69 +308,72 @@ def ibmd(
         real = error(x_t_real, (1 - beta) / (1 - alpha) * batch.x_0)
         return alpha * error(x_t, beta / alpha * x_0) + (1 - alpha) * real
 
-    def step(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
-        if alpha == 1:
-            batch = batch._replace(x_0=None)
-        elif batch.x_0 is None:
-            raise ValueError("real_data needs clean images: the batch has no x_0")
-        batches = split_batch(batch, auxiliary_updates + 1)
+    def update_auxiliary(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, tuple[Array, Array]]:
+        """One update on (2): the state, the loss and the gradient's norm."""
+        del teacher
 
-        def update_auxiliary(carry: tuple[Params, optax.OptState], inputs: tuple[Batch, Key]):
-            phi, opt = carry
-            part, k = inputs
+        def loss_fn(phi: Params, inputs: tuple[Batch, Draws]) -> tuple[Array, None]:
+            part, drawn = inputs
+            x_0, x_t, t = jax.lax.stop_gradient(draw(state.student, state.ema, part, drawn))
+            return matching_loss(phi, x_0, x_t, t, part, drawn.key), None
 
-            def loss_fn(phi: Params, inputs: tuple[Batch, Draws]) -> tuple[Array, None]:
-                part, drawn = inputs
-                x_0, x_t, t = jax.lax.stop_gradient(draw(state.student, state.ema, part, drawn))
-                return matching_loss(phi, x_0, x_t, t, part, drawn.key), None
+        (loss, _), grads = mean_gradient(loss_fn, state.auxiliary, (batch, draws(batch, key)), accumulate)
+        updates, opt = auxiliary_optimizer.update(grads, state.auxiliary_optimizer, state.auxiliary)
+        phi = optax.apply_updates(state.auxiliary, updates)
+        return state._replace(auxiliary=phi, auxiliary_optimizer=opt), (loss, optax.tree.norm(grads))
 
-            (loss, _), grads = mean_gradient(loss_fn, phi, (part, draws(part, k)), accumulate)
-            updates, opt = auxiliary_optimizer.update(grads, opt, phi)
-            return (optax.apply_updates(phi, updates), opt), (loss, optax.tree.norm(grads))
-
-        keys = jax.vmap(lambda i: step_key(key, "auxiliary", i))(jnp.arange(auxiliary_updates))
-        first = jax.tree.map(lambda x: x[:-1], batches)
-        (phi, phi_opt), (auxiliary_loss, auxiliary_norm) = repeat(
-            update_auxiliary, (state.auxiliary, state.auxiliary_optimizer), (first, keys)
-        )
-
-        part = jax.tree.map(lambda x: x[-1], batches)
+    def update_student(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
+        """One update on (3); the auxiliary's entries of Info are NaN."""
 
         def loss_fn(theta: Params, inputs: tuple[Batch, Draws]) -> tuple[Array, tuple[Terms, Array]]:
             part, drawn = inputs
             x_0, x_t, t = draw(theta, state.ema, part, drawn)
             target = x_0 if alpha == 1 else beta / alpha * x_0
-            terms = student_terms(denoise, bridge, teacher, phi, target, x_t, t, part, student_weight, teacher_denoise)
+            terms = student_terms(
+                denoise, bridge, teacher, state.auxiliary, target, x_t, t, part, student_weight, teacher_denoise
+            )
             loss = alpha * (terms.teacher - terms.auxiliary)
             if normalise:
                 loss = loss / (jax.lax.stop_gradient(terms.distance) + 1e-8)
             return loss.mean(), (terms, t)
 
-        inputs = part, draws(part, stream(key, "student"))
-        (loss, (terms, t)), grads = mean_gradient(loss_fn, state.student, inputs, accumulate)
+        (loss, (terms, t)), grads = mean_gradient(loss_fn, state.student, (batch, draws(batch, key)), accumulate)
         updates, opt = student_optimizer.update(grads, state.student_optimizer, state.student)
         student, n = optax.apply_updates(state.student, updates), state.step + 1
         new = student, ema_update(state.ema, student, n - pretraining, ema_decay), opt
         if pretraining:
             old = state.student, state.ema, state.student_optimizer
             new = jax.tree.map(lambda x, y: jnp.where(n > pretraining, x, y), new, old)
-        means = Terms(*(x.mean() for x in terms))
+        means, unknown = Terms(*(x.mean() for x in terms)), jnp.float32(jnp.nan)
         info = Info(
             loss,
             means.teacher,
             means.auxiliary,
-            auxiliary_loss.mean(),
+            unknown,
             optax.tree.norm(grads),
-            auxiliary_norm.mean(),
+            unknown,
             means.teacher_identity,
             means.auxiliary_identity,
             by_t(terms.teacher, t, bridge.T),
             by_t(terms.auxiliary, t, bridge.T),
         )
         student, ema, opt = new
-        return State(n, student, phi, ema, opt, phi_opt), info
+        return state._replace(step=n, student=student, ema=ema, student_optimizer=opt), info
+
+    def step(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
+        if alpha == 1:
+            batch = batch._replace(x_0=None)
+        elif batch.x_0 is None:
+            raise ValueError("real_data needs clean images: the batch has no x_0")
+        batches = split_batch(batch, auxiliary_updates + 1)
+        first, last = jax.tree.map(lambda x: x[:-1], batches), jax.tree.map(lambda x: x[-1], batches)
+        keys = jax.vmap(lambda i: step_key(key, "auxiliary", i))(jnp.arange(auxiliary_updates))
+        state, (losses, norms) = repeat(lambda s, inputs: update_auxiliary(s, teacher, *inputs), state, (first, keys))
+        state, info = update_student(state, teacher, last, stream(key, "student"))
+        return state, info._replace(auxiliary_loss=losses.mean(), auxiliary_grad_norm=norms.mean())
 
     def sample(params: Params, key: Key, batch: Batch, steps: int = steps) -> Array:
         return restore(params, batch, key, steps)
 
-    return Method(init, step, sample, lambda state: state.ema, batches=auxiliary_updates + 1)
+    updates = {"auxiliary": Update(auxiliary_updates, update_auxiliary), "student": Update(1, update_student)}
+    return Method(init, step, sample, lambda state: state.ema, updates, batches=auxiliary_updates + 1)

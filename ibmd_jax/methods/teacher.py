@@ -18,7 +18,7 @@ from ibmd_jax.bridges.times import uniform, uniform_grid
 from ibmd_jax.core.arrays import ema_update, squared_error
 from ibmd_jax.core.streams import first_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
-from ibmd_jax.methods.base import Method, WeightFn, mean_gradient, one
+from ibmd_jax.methods.base import Method, Update, WeightFn, mean_gradient, one
 from ibmd_jax.samplers import ancestral
 
 
@@ -125,4 +125,4 @@ def teacher(
         times = time_grid(steps, bridge.T)
         return sampler(bound, bridge, key, batch.x_T, times, mask=batch.mask, cond=batch.cond)
 
-    return Method(init, step, sample, lambda state: state.ema)
+    return Method(init, step, sample, lambda state: state.ema, {"teacher": Update(1, step)})

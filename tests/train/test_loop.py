@@ -41,7 +41,7 @@ def toy(explode_at=None):
         bad = jnp.bool_(False) if explode_at is None else batch.x_T[0, 0] == explode_at
         return State(w), Info(jnp.where(bad, jnp.nan, w.sum()))
 
-    return Method(lambda start: State(start), step, None, lambda state: {"w": state.w})
+    return Method(lambda start: State(start), step, None, lambda state: {"w": state.w}, {})
 
 
 def batches(step):

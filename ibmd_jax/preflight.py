@@ -1,0 +1,444 @@
+"""Whether a job fits a machine, and how long its steps take, before that machine is paid for.
+
+python -m ibmd_jax.preflight --config=configs/inpaint.py --topology=cpu
+python -m ibmd_jax.preflight --config=configs/paper.py:jpeg-5 --topology=v5e:4x4 --fit
+
+Lowers and compiles the updates that a step is made of, each as a program of its own, for the whole mesh. TPU slices
+need no TPU: libtpu compiles for them ahead of time (pip install 'ibmd_jax[preflight]'). cpu and gpu mean the devices
+here. --fit looks for the largest microbatch: config.STAGE.accumulate is the batch of a chip divided by it.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import app, flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from ibmd_jax.core.errors import UserError
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """Peak of bfloat16 products [FLOP/s], clock [1/s], memory bandwidth [B/s], and memory for a program [B]."""
+
+    flops: float
+    clock: float
+    bandwidth: float
+    memory: float
+
+
+# Peaks as Google publishes them. The clocks are what makes them of 4 units of 128 x 128 and of 256 x 256 products.
+# Of the 16 and 32 GiB the compiler keeps 0.25 and 0.75 for itself, as its messages say.
+CHIPS = {
+    "v5e": Chip(197e12, 1.5e9, 819e9, 15.75 * GIB),
+    "v6e": Chip(918e12, 1.75e9, 1640e9, 31.25 * GIB),
+}
+
+
+class Report(NamedTuple):
+    """What one update costs a chip. flops: of products and convolutions, those computed again included.
+
+    bytes: all that operations read and write, and collectives: kind -> (count, bytes of results); both as the compiler
+        counts, what is in a loop once. temporaries: bytes beside the arguments, activations above all.
+    peak: bytes of arguments, temporaries and results. cycles: the compiler's estimate, 0 where it gives none.
+    """
+
+    name: str
+    count: int
+    flops: float
+    bytes: float
+    temporaries: int
+    peak: int
+    cycles: float
+    collectives: dict[str, tuple[int, int]]
+    compile_seconds: float
+
+
+class DoesNotFit(Exception):
+    """The compiler found no way to run an update in a chip's memory."""
+
+
+def find_devices(topology: str) -> tuple[list[Any], Chip | None]:
+    """The devices of "v5e:4x4", "v6e:2x2", "cpu" or "gpu"; the chip where its peaks are known.
+
+    Raises: UserError for another name, or without libtpu.
+    """
+    import jax
+    from jax.experimental import topologies
+
+    kind = topology.split(":")[0]
+    if topology in ("cpu", "gpu"):
+        try:
+            return jax.devices(topology), None
+        except RuntimeError as error:
+            raise UserError(f"--topology={topology}: there is none here") from error
+    if kind not in CHIPS or not re.fullmatch(r"\w+:\d+x\d+", topology):
+        raise UserError(f"--topology={topology}: give cpu, gpu, or a slice such as v5e:4x4 ({', '.join(CHIPS)})")
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices), CHIPS[kind]
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--topology={topology}: {first}. It needs libtpu (pip install 'ibmd_jax[preflight]') and a slice that "
+            "exists, such as 2x2, 2x4 or 4x4"
+        ) from error
+
+
+def count_flops(jaxpr: Any) -> float:
+    """FLOP of all matrix products and convolutions of a jaxpr, loops as often as they run."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            shape = equation.invars[0].aval.shape
+            total += 2 * equation.outvars[0].aval.size * float(_product(shape[i] for i in contracted))
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval
+            features = kernel.shape[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * equation.outvars[0].aval.size * kernel.size / features
+        else:
+            inner = [count_flops(j) for j in _inner(equation.params)]
+            if inner:
+                branches = equation.primitive.name == "cond"
+                total += equation.params.get("length", 1) * (max(inner) if branches else sum(inner))
+    return total
+
+
+def _product(numbers: Iterator[int]) -> int:
+    result = 1
+    for n in numbers:
+        result *= n
+    return result
+
+
+def _inner(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            jaxpr = getattr(item, "jaxpr", item)
+            if hasattr(jaxpr, "eqns"):
+                yield jaxpr
+
+
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+WHILE = re.compile(r" while\(.*condition=(%[\w.\-]+), body=(%[\w.\-]+)")
+
+
+def estimated_cycles(text: str) -> float:
+    """Sum of the estimates that libtpu writes beside the operations of an HLO program, loops as often as they run.
+
+    A serial sum: it knows nothing of what overlaps. Loops count from 0 to a constant, as those of lax.scan do.
+    (Of the compiler's cost_analysis, "optimal_seconds" comes out negative on large programs.)
+    """
+    bodies: dict[str, list[str]] = {}
+    name = main = ""
+    for line in text.splitlines():
+        if line.endswith("{") and "(" in line and not line.startswith(" "):
+            name = line.removeprefix("ENTRY ").split()[0]
+            bodies[name] = []
+            main = name if line.startswith("ENTRY") else main
+        elif name:
+            bodies[name].append(line)
+
+    def cycles(name: str) -> float:
+        total = 0.0
+        for line in bodies.get(name, []):
+            found, loop = CYCLES.search(line), WHILE.search(line)
+            total += float(found.group(1)) if found else 0.0
+            if loop:
+                limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(loop.group(1), [])))
+                total += max([1, *map(int, limits)]) * cycles(loop.group(2))
+        return total
+
+    return cycles(main)
+
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(")
+
+
+def collectives(text: str) -> dict[str, tuple[int, int]]:
+    """Kind -> (how many, bytes of their results) in an HLO program; what is in a loop counts once."""
+    found: dict[str, tuple[int, int]] = {}
+    for shapes, kind in COLLECTIVE.findall(text):
+        size = sum(
+            BYTES.get(dtype, 4) * _product(int(n) for n in dims.split(",") if n)
+            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
+        )
+        count, before = found.get(kind, (0, 0))
+        found[kind] = count + 1, before + size
+    return found
+
+
+def bytes_on_a_chip(tree: Any) -> int:
+    """Of the shards that one device holds of ShapeDtypeStructs with shardings."""
+    import jax
+
+    return sum(_product(iter(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+class Job(NamedTuple):
+    """All that is lowered: shapes and shardings of the state, the teacher and a batch.
+
+    parts: bytes of a chip by what they are for. microbatch: examples of a chip that are computed at once.
+    """
+
+    method: Any
+    mesh: Any
+    state: Any
+    frozen: Any
+    batch: Any
+    parts: dict[str, int]
+    microbatch: int
+
+
+def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
+    """The job of a configuration on a mesh of devices. A given teacher that is not here has the network configured."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    from jax.sharding import AxisType, Mesh
+
+    from ibmd_jax.build import build_model
+    from ibmd_jax.core.types import Batch
+    from ibmd_jax.corruptions import corruption
+    from ibmd_jax.networks.generator import with_new_inputs
+    from ibmd_jax.train.job import teacher_folders
+    from ibmd_jax.train.sharding import abstract_state, batch_sharding, check_divisible
+
+    config = config.copy_and_resolve_references()
+    missing = [f for f in teacher_folders(config) if not Path(f).is_dir()]
+    if missing:
+        print(f"{missing[0]} is not here: the teacher is taken to have config.network")
+        config.teacher.checkpoint = ""
+    model, settings = build_model(config), config[stage]
+    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    check_divisible(f"config.{stage}.batch_size", settings.batch_size, mesh, settings.accumulate)
+    method = model.teacher if stage == "teacher" else model.distill
+    split = config.schedule.fsdp_min_size
+
+    def abstract(init: Any, *args: Any) -> Any:
+        return abstract_state(mesh, split, init, *args)
+
+    def images(channels: int, dtype: Any) -> Any:
+        shape = (settings.batch_size, *model.image_shape[:2], channels)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=batch_sharding(mesh))
+
+    key = jax.random.key(0)
+    x = images(model.image_shape[2], jnp.float32)
+    masked = config.data.corruption != "none" and (
+        jax.eval_shape(corruption(config.data.corruption), key, jnp.zeros(model.image_shape)).mask is not None
+    )
+    batch = Batch(
+        x,
+        x if stage == "teacher" or tuple(settings.real_data) != (1, 1) else None,
+        images(1, jnp.bool_) if masked else None,
+        jax.ShapeDtypeStruct((settings.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
+        if model.labels
+        else None,
+    )
+    if stage == "teacher":
+        params = abstract(lambda: model.init_params(key))
+        state, frozen = abstract(method.init, params), None
+        parts = {"network": params, "average": state.ema, "optimiser": state.optimizer}
+    else:
+        inits = model.init_teachers or (model.init_params,)
+        teachers = tuple(abstract(lambda init=init: init(key)) for init in inits)
+        frozen = teachers if model.init_teachers else teachers[0]
+        channels = settings.noise_channels
+
+        def start(teacher: Any) -> Any:
+            return with_new_inputs(teacher, model.init_params(key, channels)), teacher
+
+        state = abstract(lambda p: method.init(start(p)), teachers[0])
+        parts = {
+            "student": state.student,
+            "auxiliary": state.auxiliary,
+            "teacher": frozen,
+            "average": state.ema,
+            "optimiser": (state.student_optimizer, state.auxiliary_optimizer),
+        }
+    sizes = {name: bytes_on_a_chip(part) for name, part in parts.items()}
+    sizes["batch"] = bytes_on_a_chip(batch)
+    microbatch = settings.batch_size // (len(devices) * settings.accumulate)
+    return Job(method, mesh, state, frozen, batch, sizes, microbatch)
+
+
+def measure(job: Job, name: str) -> Report:
+    """Compiles one update for the mesh, and reads what the compiler says of it. Raises: DoesNotFit."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    update, replicated = job.method.updates[name], NamedSharding(job.mesh, PartitionSpec())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated)
+    out = jax.tree.map(lambda x: x.sharding, job.state), replicated
+    traced = jax.jit(update.apply, donate_argnums=0, out_shardings=out).trace(job.state, job.frozen, job.batch, key)
+    begin = time.perf_counter()
+    with ticking(f"compiling the {name} update"):
+        try:
+            compiled = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise DoesNotFit(str(error)) from error
+            raise
+    seconds = time.perf_counter() - begin
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return Report(
+        name,
+        update.count,
+        count_flops(traced.jaxpr.jaxpr) / job.mesh.size,
+        cost.get("bytes accessed", 0.0),
+        memory.temp_size_in_bytes,
+        peak,
+        estimated_cycles(compiled.as_text()),
+        collectives(compiled.as_text()),
+        seconds,
+    )
+
+
+@contextlib.contextmanager
+def ticking(what: str) -> Iterator[None]:
+    """Shows how long `what` has taken so far."""
+    stop = threading.Event()
+
+    def tick() -> None:
+        with tqdm(bar_format="{desc}: {elapsed}", desc=what, leave=False) as bar:
+            while not stop.wait(1):
+                bar.refresh()
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
+    """The table of one preflight."""
+    chips, states = job.mesh.size, sum(job.parts.values())
+    lines = [f"{chips} x {job.mesh.devices.flat[0].device_kind}, {job.microbatch} examples a chip at once", ""]
+    lines += [f"{name:24} {size / GIB:8.3f} GiB a chip" for name, size in job.parts.items()]
+    temporaries, peak = max(r.temporaries for r in reports), max(r.peak for r in reports)
+    lines += [f"{'activations and the like':24} {temporaries / GIB:8.3f}", f"{'peak':24} {peak / GIB:8.3f}"]
+    if chip:
+        fits = "fits" if peak <= chip.memory else "DOES NOT FIT"
+        lines[-1] += f" of {chip.memory / GIB:.2f}: {fits}; {states / GIB:.3f} are there all the time"
+    total = floor = 0.0
+    for r in reports:
+        lines += ["", f"{r.name} update, {r.count} in a step (compiled in {r.compile_seconds:.0f} s)"]
+        lines += [f"  {r.flops / 1e9:.1f} GFLOP and {r.bytes / 1e9:.2f} GB a chip"]
+        lines += [f"  {n} {kind}, {size / 1e6:.1f} MB" for kind, (n, size) in sorted(r.collectives.items())]
+        if chip:
+            least, estimate = r.flops / chip.flops, r.cycles / chip.clock
+            total, floor = total + r.count * estimate, floor + r.count * least
+            lines += [f"  at least {least * 1e3:.1f} ms at the peak; compiler's estimate {estimate * 1e3:.1f} ms"]
+    if chip:
+        lines += ["", f"a step: {total:.2f} s by the compiler's estimate, {total / floor:.2f} times the peak's floor"]
+    return "\n".join(lines)
+
+
+def preflight(config: Any, stage: str, devices: list[Any], chip: Chip | None) -> tuple[Job, list[Report]]:
+    """All updates of a stage, compiled. Raises: UserError, DoesNotFit."""
+    job = make_job(config, stage, devices)
+    return job, [measure(job, name) for name in job.method.updates]
+
+
+def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> tuple[Job, list[Report]]:
+    """The preflight of the largest microbatch that fits; config.STAGE.accumulate is set to it.
+
+    What 1 and 2 examples take tells how many might fit; that is compiled, and fewer if it does not.
+    Raises: UserError if one example does not fit.
+    """
+    share = config[stage].batch_size // len(devices)
+    sizes = [m for m in range(1, share + 1) if share % m == 0]
+
+    def at(microbatch: int) -> tuple[Job, list[Report]] | None:
+        config[stage].accumulate = share // microbatch
+        try:
+            found = preflight(config, stage, devices, chip)
+        except DoesNotFit as error:
+            print(f"{microbatch} examples a chip: {str(error).splitlines()[0][:200]}")
+            return None
+        peak = max(r.peak for r in found[1])
+        print(f"{microbatch} examples a chip: {peak / GIB:.2f} of {chip.memory / GIB:.2f} GiB", flush=True)
+        return found if peak <= chip.memory else None
+
+    tried = {m: at(m) for m in sizes[:2]}
+    if tried[1] is None:
+        raise UserError("one example a chip does not fit: take more chips, config.network.remat, or bfloat16")
+    if all(tried.values()) and len(sizes) > 1:
+        one, two = (max(r.peak for r in found[1]) for found in tried.values())
+        slope = max((two - one) / (sizes[1] - 1), 1)
+        for m in reversed(sizes[2:]):
+            if one + slope * (m - 1) <= 1.05 * chip.memory:
+                tried[m] = at(m)
+                if tried[m]:
+                    break
+    best = max(m for m, found in tried.items() if found)
+    config[stage].accumulate = share // best
+    return tried[best]
+
+
+def main(argv: list[str]) -> int:
+    """Prints the table; returns 0 if it fits, 1 if not, 2 for bad input."""
+    for noisy in ("absl", "jax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    given = flags.FLAGS
+    if given.topology != "gpu":  # compiling for a TPU that is not here needs no other backend
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        devices, chip = find_devices(given.topology)
+        if given.fit and not chip:
+            raise UserError(f"--fit needs a chip of known memory ({', '.join(CHIPS)}), not {given.topology}")
+        config = given.config
+        with config.unlocked():
+            job, reports = (largest if given.fit else preflight)(config, given.stage, devices, chip)
+    except DoesNotFit as error:
+        print(f"does not fit: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 1
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(describe(job, reports, chip))
+    if given.fit:
+        print(f"\nthe largest microbatch that fits: --config.{given.stage}.accumulate={config[given.stage].accumulate}")
+    if given.json:
+        found = {
+            "config": config.name,
+            "topology": given.topology,
+            "stage": given.stage,
+            "accumulate": config[given.stage].accumulate,
+            "batch_size": config[given.stage].batch_size,
+            "microbatch_a_chip": job.microbatch,
+            "bytes_a_chip": job.parts,
+            "memory_of_a_chip": chip and chip.memory,
+            "updates": [r._asdict() for r in reports],
+        }
+        Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+    return int(chip is not None and max(r.peak for r in reports) > chip.memory)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Configuration file.", lock_config=True)
+    flags.DEFINE_string("topology", "cpu", "v5e:4x4, v6e:2x2 and the like; cpu or gpu: the devices here.")
+    flags.DEFINE_enum("stage", "distill", ["distill", "teacher"], "What is to be trained.")
+    flags.DEFINE_bool("fit", False, "Look for the largest microbatch that fits; compiles two or more times.")
+    flags.DEFINE_string("json", "", "File for the results.")
+    flags.mark_flag_as_required("config")
+    app.run(main)
