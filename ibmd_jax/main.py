@@ -24,6 +24,7 @@ _MODE = flags.DEFINE_enum(
     MODES,
     "What to do; all: teacher, distill and evaluate, each skipped where its result is there.",
 )
+_PROFILE = flags.DEFINE_integer("profile", 0, "Trace so many steps with jax.profiler, into WORKDIR/STAGE/profile.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "Of several processes: HOST:PORT of the first, or auto on SLURM and TPU pods. See launch/."
 )
@@ -80,7 +81,9 @@ def _run() -> int:
             logging.getLogger().setLevel(logging.WARNING)
         config = _CONFIG.value
         with partners():
-            run(build(config), Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
+            job = build(config)
+            job = job._replace(schedule=job.schedule._replace(profile=_PROFILE.value))
+            run(job, Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         return stop.code

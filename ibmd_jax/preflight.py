@@ -27,6 +27,8 @@ from tqdm import tqdm
 from ibmd_jax.core.errors import UserError
 
 GIB = 2**30
+# libtpu asks where it is and complains about what it hears, unless it is told.
+QUIET = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
 
 
 class Chip(NamedTuple):
@@ -402,6 +404,8 @@ def main(argv: list[str]) -> int:
     given = flags.FLAGS
     if given.topology != "gpu":  # compiling for a TPU that is not here needs no other backend
         os.environ["JAX_PLATFORMS"] = "cpu"
+        for name, value in QUIET.items():
+            os.environ.setdefault(name, value)
     try:
         devices, chip = find_devices(given.topology)
         if given.fit and not chip:

@@ -51,7 +51,7 @@ RANGES = {
     "data.workers": (0, 1000),
     "evaluate.batch_size": (1, float("inf")),
     "evaluate.examples": (0, float("inf")),
-    **{f"schedule.{name}": (1, float("inf")) for name in Schedule._fields},
+    **{f"schedule.{name}": (1, float("inf")) for name in Schedule._fields if name != "profile"},
 }
 
 

@@ -75,11 +75,40 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("tree", "meta"))
 
     def save(self, step: int, state: Params, extra: Meta) -> None:
-        """Saves a state under its step. Returns once the arrays are copied; the files follow in the background."""
+        """Saves a state under its step. Returns once the arrays are copied; the files follow in the background.
+
+        Where they cannot be written, as on a full disk, an error says so, and a later save may succeed.
+        """
+        self.wait()
         if step in self._manager.all_steps():
             return
         args = ocp.args.Composite(tree=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_describe(state, extra)))
-        self._manager.save(step, args=args)
+        try:
+            self._manager.save(step, args=args)
+        except Exception as error:  # Orbax has no one type for what a file system can refuse
+            self._not_written(error)
+
+    def wait(self) -> int:
+        """Waits for the files of the last save; the newest step that is there, 0 for none."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            self._not_written(error)
+        return self._manager.latest_step() or 0
+
+    def _not_written(self, error: Exception) -> None:
+        newest = self._manager.latest_step()
+        kept = f"step {newest} is still there" if newest else "none is there"
+        log.error(
+            "a checkpoint could not be written to %s (%s); %s. The run goes on and will try again: free some space, or "
+            "make the folder writable",
+            self.folder,
+            _first_line(error),
+            kept,
+        )
+        if is_first():
+            for partial in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(partial, ignore_errors=True)
 
     def restore(self, abstract: Params) -> tuple[int, Params, Meta] | None:
         """The newest readable state as (step, state, meta); None where nothing was saved yet.
@@ -111,19 +140,28 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the files of the last save."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
 
 def export_params(folder: Path, params: Params, extra: Meta) -> None:
-    """Writes parameters and their metadata to `folder`, atomically; replaces what is there."""
+    """Writes parameters and their metadata to `folder`, atomically; replaces what is there.
+
+    Raises: UserError where it cannot be written.
+    """
     largest = max(x.nbytes for x in jax.tree.leaves(params))
     # One leaf at a time and uncompressed (weights hardly shrink): an export takes little memory beside its parameters.
     tree = ocp.PyTreeCheckpointHandler(save_concurrent_gb=(largest + 2**20) / 1e9, use_compression=False)
     handler = ocp.CompositeCheckpointHandler(tree=tree, meta=ocp.JsonCheckpointHandler())
     with ocp.Checkpointer(handler) as checkpointer:
         args = ocp.args.Composite(tree=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(_describe(params, extra)))
-        checkpointer.save(folder.absolute(), args=args, force=True)
+        try:
+            checkpointer.save(folder.absolute(), args=args, force=True)
+        except Exception as error:
+            raise UserError(
+                f"cannot write {folder} ({_first_line(error)}): free some space, or make it writable; the same command "
+                "goes on from the last checkpoint"
+            ) from error
 
 
 def read_meta(folder: Path | str) -> Meta:

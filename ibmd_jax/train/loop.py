@@ -4,6 +4,7 @@ A run is a function of (config, step): keys are derived from the step, batches a
 started again ends with the same bits. SIGTERM and Ctrl-C finish the step at hand, save, and stop.
 """
 
+import functools
 import logging
 import signal
 from collections.abc import Callable, Iterator
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 class Schedule(NamedTuple):
     """How often a run logs, saves and draws, in steps; how many checkpoints it keeps; what FSDP splits.
 
-    None of it changes the trained parameters.
+    profile: steps to trace, after the first PROFILE_AFTER. None of it changes the trained parameters.
     """
 
     log_every: int = 10
@@ -40,14 +41,19 @@ class Schedule(NamedTuple):
     picture_every: int = 100
     keep: int = 3
     fsdp_min_size: int = 2**20
+    profile: int = 0
+
+
+PROFILE_AFTER = 5  # the first steps compile, and fill the queue
 
 
 class Stopped(Exception):
-    """A signal asked the run to stop; its state is saved. code: the exit status to give back."""
+    """A signal asked the run to stop. saved: the step of the newest checkpoint; code: the exit status to give back."""
 
-    def __init__(self, stage: str, step: int, number: int):
+    def __init__(self, stage: str, step: int, number: int, saved: int):
         name = signal.Signals(number).name
-        super().__init__(f"stopped by {name} at {stage} step {step}, saved: the same command goes on from there")
+        kept = "saved" if saved == step else f"but only step {saved} is saved"
+        super().__init__(f"stopped by {name} at {stage} step {step}, {kept}: the same command goes on from there")
         self.code = 128 + number
 
 
@@ -77,6 +83,27 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for s, old in before.items():
             signal.signal(s, old)
+
+
+class Trace:
+    """A trace of some steps by jax.profiler, which TensorBoard and ui.perfetto.dev show."""
+
+    def __init__(self, folder: Path, steps: int):
+        self.folder, self.steps, self.running = folder, steps if is_first() else 0, False
+
+    def at(self, step: int) -> None:
+        """To be called before each step, counted from the first of this run."""
+        if self.steps and step == PROFILE_AFTER:
+            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+            self.running = True
+        elif step == PROFILE_AFTER + self.steps:
+            self.stop()
+
+    def stop(self) -> None:
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+            log.info("wrote a profile to %s: open its perfetto_trace.json.gz at ui.perfetto.dev", self.folder)
 
 
 def mean_info(infos: list[Any]) -> dict[str, float]:
@@ -142,9 +169,13 @@ def fit(
             )
         log.info("%s: resuming at step %d of %d", stage, first, steps)
 
-    update = jax.jit(method.step, donate_argnums=0, out_shardings=(sharding, NamedSharding(mesh, PartitionSpec())))
+    replicated, key = NamedSharding(mesh, PartitionSpec()), jax.random.key(seed)
+
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=(sharding, replicated))
+    def update(state: Any, frozen: Params | None, batch: Batch, step: jax.Array) -> tuple[Any, Any]:
+        return method.step(state, frozen, batch, step_key(key, stage, step))
+
     export = jax.jit(method.export)
-    key = jax.random.key(seed)
     stream = batches(first)
     writer = make_writer(folder)
     pending: list[tuple[int, Any]] = []  # infos of finished steps that were not looked at yet
@@ -177,6 +208,14 @@ def fit(
         checkpoints.save(step, state, {"identity": identity, "stage": stage})
         saved = step
 
+    def draw(params: Params, step: int) -> None:
+        """A picture that cannot be written costs no training."""
+        try:
+            writer.write_scalars(step, picture(params, f"{stage}_{step:06d}"))
+        except OSError as error:
+            log.error("no picture of step %d (%s): free some space, or make %s writable", step, error, folder.parent)
+
+    trace = Trace(folder / "profile", schedule.profile)
     try:
         shown = {"desc": stage, "unit": "step", "mininterval": 1, "disable": not is_first()}
         with _signals() as received, tqdm(total=steps, initial=first, **shown) as bar:
@@ -184,13 +223,15 @@ def fit(
                 if preempted(step):
                     received.append(signal.SIGTERM)
                 if picture and step % schedule.picture_every == 0:
-                    writer.write_scalars(step, picture(export(state), f"{stage}_{step:06d}"))
+                    draw(export(state), step)
                 if received or (step % schedule.save_every == 0 and step > first):
                     save(step, bar)
                     if received:
-                        raise Stopped(stage, step, received[0])
+                        raise Stopped(stage, step, received[0], checkpoints.wait())
+                trace.at(step - first)
                 batch = next(stream)
-                state, info = update(state, frozen, batch, step_key(key, stage, step))
+                with jax.transfer_guard("disallow"):  # a step waits for nothing from the host
+                    state, info = update(state, frozen, batch, jax.device_put(np.uint32(step), replicated))
                 pending.append((step, info))
                 if (step + 1) % schedule.log_every == 0:
                     flush(bar)
@@ -198,14 +239,15 @@ def fit(
             save(steps, bar)
             params = export(state)
             if picture:
-                writer.write_scalars(steps, picture(params, f"{stage}_{steps:06d}"))
+                draw(params, steps)
             meta = {"identity": identity, "stage": stage, "step": steps, "model": model}
             for name, part in (also_export or {}).items():
                 export_params(folder / name, jax.jit(part)(state), meta)
             export_params(folder / "export", params, meta)
             if received:
-                raise Stopped(stage, steps, received[0])
+                raise Stopped(stage, steps, received[0], steps)
         return params
     finally:
+        trace.stop()
         checkpoints.close()
         writer.close()

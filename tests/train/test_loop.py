@@ -1,7 +1,9 @@
 """The loop with a toy method: resume, signals, divergence, damaged checkpoints."""
 
+import contextlib
 import itertools
 import os
+import resource
 import signal
 from typing import NamedTuple
 
@@ -19,7 +21,7 @@ from ibmd_jax.methods import Method
 from ibmd_jax.train.checkpoint import load_params
 from ibmd_jax.train.loop import NotFinite, Schedule, Stopped, fit, mean_info
 from ibmd_jax.train.pictures import save_curves
-from ibmd_jax.train.sharding import make_mesh
+from ibmd_jax.train.sharding import batch_sharding, make_mesh
 
 SCHEDULE = Schedule(log_every=2, save_every=4, picture_every=4, keep=3)
 ABSTRACT = jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -45,7 +47,8 @@ def toy(explode_at=None):
 
 
 def batches(step):
-    return (Batch(jnp.full((4, 1), float(i))) for i in itertools.count(step))
+    sharding = batch_sharding(make_mesh())
+    return (Batch(jax.device_put(jnp.full((4, 1), float(i)), sharding)) for i in itertools.count(step))
 
 
 def run(folder, steps=10, method=None, identity=None, size=3, data=batches, schedule=SCHEDULE, **settings):
@@ -156,6 +159,76 @@ def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path):
     with pytest.raises(NotFinite, match="parameter is not finite after step 4; nothing was saved yet"):
         run(tmp_path, method=toy()._replace(step=step))
     assert saved(tmp_path) == []
+
+
+def large():
+    """The random walk with a state that fills a small disk."""
+
+    def step(state, frozen, batch, key):
+        w = 0.9 * state.w + jax.random.normal(key, (100_000,))
+        return State(w), Info(w.sum() + batch.x_T.sum())
+
+    return toy()._replace(step=step)
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Files cannot grow beyond 50 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda full: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000 if full else before[0], before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def filling(disk, first, last, kill_at=None):
+    """Batches; the disk is full before the steps from first to last."""
+
+    def iterate(step):
+        for i, batch in enumerate(batches(step), step):
+            disk(first <= i <= last)
+            if i == kill_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    return iterate
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, caplog):
+    expected = np.asarray(run(tmp_path / "whole", method=large(), size=100_000)["w"])
+    with full_disk() as disk:
+        found = run(tmp_path / "full", method=large(), size=100_000, data=filling(disk, 2, 7))["w"]
+    np.testing.assert_array_equal(found, expected)
+    assert saved(tmp_path / "full") in ([10], [8, 10])  # step 8 is written while space is found
+    assert [p.name for p in (tmp_path / "full" / "checkpoints").iterdir() if "tmp" in p.name] == []
+    assert "none is there. The run goes on and will try again: free some space" in caplog.text
+
+    with full_disk() as disk, pytest.raises(UserError, match=r"cannot write .*export.*free some space.* goes on from"):
+        run(tmp_path / "end", method=large(), size=100_000, data=filling(disk, 9, 99))
+    assert saved(tmp_path / "end") in ([4], [4, 8])
+    np.testing.assert_array_equal(run(tmp_path / "end", method=large(), size=100_000)["w"], expected)
+
+    with full_disk() as disk, pytest.raises(Stopped, match="at toy step 11, but only step [48] is saved"):
+        run(tmp_path / "stop", steps=20, method=large(), size=100_000, data=filling(disk, 9, 99, kill_at=10))
+
+
+def test_a_picture_that_cannot_be_written_costs_no_training(tmp_path, uninterrupted, caplog):
+    def picture(params, label):
+        raise OSError(28, "No space left on device")
+
+    np.testing.assert_array_equal(run(tmp_path, picture=picture)["w"], uninterrupted)
+    assert "no picture of step 4 ([Errno 28] No space left on device): free some space" in caplog.text
+
+
+def test_a_profile_of_some_steps_changes_nothing(tmp_path, uninterrupted):
+    params = run(tmp_path, schedule=SCHEDULE._replace(profile=2))
+    np.testing.assert_array_equal(params["w"], uninterrupted)
+    assert len(list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))) == 1
+
+
+def test_a_step_takes_nothing_from_the_host(tmp_path):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
+        run(tmp_path, data=lambda step: iter([Batch(np.zeros((4, 1), np.float32))]))
 
 
 def damage(path, how):

@@ -18,6 +18,7 @@ from ibmd_jax.methods import ibmd
 from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.networks.unet import UNet
+from ibmd_jax.train.checkpoint import Checkpoints
 from ibmd_jax.train.sharding import abstract_state, batch_sharding, check_divisible, make_mesh, state_sharding
 
 
@@ -66,6 +67,26 @@ def test_a_step_on_four_devices_with_split_state_is_the_step_on_one():
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), info_one, info_four)
     for x, y in zip(jax.tree.leaves(one), jax.tree.leaves(four), strict=True):
         np.testing.assert_allclose(x, y, atol=1e-5)
+
+
+def test_a_checkpoint_goes_from_four_devices_to_two_to_one(tmp_path):
+    def init():
+        return {"split": jnp.arange(64.0).reshape(8, 8), "whole": jnp.arange(3.0)}
+
+    def abstract(n):
+        return abstract_state(mesh_of(n), 16, init)
+
+    state = jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract(4)))()
+    for step, n in enumerate((4, 2, 1)):
+        checkpoints = Checkpoints(tmp_path, keep=3)
+        if step:
+            found, state, _ = checkpoints.restore(abstract(n))
+            assert found == step - 1
+        assert [len(x.sharding.device_set) for x in state.values()] == [n, n]
+        assert state["split"].sharding.is_fully_replicated == (n == 1)
+        checkpoints.save(step, state, {})
+        checkpoints.close()
+    jax.tree.map(np.testing.assert_array_equal, state, init())
 
 
 def test_the_mesh_holds_every_device():
