@@ -208,7 +208,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, caplog):
     assert saved(tmp_path / "end") in ([4], [4, 8])
     np.testing.assert_array_equal(run(tmp_path / "end", method=large(), size=100_000)["w"], expected)
 
-    with full_disk() as disk, pytest.raises(Stopped, match="at toy step 11, but only step [48] is saved"):
+    with full_disk() as disk, pytest.raises(Stopped, match=r"at toy step 11, but only step [48] is saved"):
         run(tmp_path / "stop", steps=20, method=large(), size=100_000, data=filling(disk, 9, 99, kill_at=10))
 
 
