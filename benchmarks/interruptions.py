@@ -1,0 +1,109 @@
+"""2,000 iterations of a small demo run, ended at 20 random moments, against the same run left alone.
+
+    python -m benchmarks.interruptions
+
+Each moment is a random step; the signal is SIGTERM or kill -9, drawn at random. Compared are the bits of the exported
+parameters, how many steps were computed twice, and the files that are left. About 10 minutes on 2 CPU cores. Writes
+benchmarks/results/interruptions.json.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TEACHER, DISTILL, SAVE_EVERY = 1500, 500, 50
+ARGS = [
+    "--config=configs/inpaint.py:quicktest",
+    f"--config.teacher.steps={TEACHER}",
+    f"--config.distill.steps={DISTILL}",
+    f"--config.schedule.save_every={SAVE_EVERY}",
+    "--config.schedule.picture_every=500",
+    "--config.evaluate.nfe=(1,)",
+    "--config.evaluate.examples=32",
+]
+PROGRESS = re.compile(r"(teacher|distill):[^\r\n]*?\| (\d+)/\d+ \[")
+
+
+def start(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "ibmd_jax.main", *ARGS, f"--workdir={folder}"]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def follow(process: subprocess.Popen, until: float) -> tuple[int, int, str]:
+    """Reads until the run has made `until` steps of both stages, or ends: the first and last step seen, the output."""
+    text, first, last = "", -1, 0
+    while chunk := os.read(process.stdout.fileno(), 65536):
+        text += chunk.decode(errors="replace")
+        for stage, step in PROGRESS.findall(text[-4000:]):
+            done = int(step) + (TEACHER if stage == "distill" else 0)
+            first, last = (done if first < 0 else first), max(last, done)
+        if last >= until:
+            break
+    return first, last, text
+
+
+def fingerprints(folder: Path) -> dict[str, list[int]]:
+    """What the exports say of the bits of their parameters."""
+    found = {}
+    for stage in ("teacher", "distill"):
+        meta = json.loads((folder / stage / "export" / "meta" / "metadata").read_text())
+        found[stage] = meta["fingerprint"]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    draw = random.Random(args.seed)
+    targets = sorted(draw.uniform(1, TEACHER + DISTILL - 1) for _ in range(args.kills))
+    with tempfile.TemporaryDirectory() as base:
+        whole, folder, kills = Path(base, "whole"), Path(base, "killed"), []
+        begin = time.perf_counter()
+        process = start(whole)
+        assert follow(process, float("inf"))[1] == TEACHER + DISTILL
+        assert process.wait() == 0
+        seconds, reached = time.perf_counter() - begin, 0
+        for target in targets:
+            process, number = start(folder), draw.choice([signal.SIGTERM, signal.SIGKILL])
+            first, last, _ = follow(process, target)
+            process.send_signal(number)
+            rest = follow(process, float("inf"))[1]
+            kills.append({"signal": number.name, "step": max(last, rest), "code": process.wait()})
+            kills[-1]["again"] = max(0, reached - first)  # steps that were computed and lost by the kill before
+            reached = kills[-1]["step"]
+            print(kills[-1], flush=True)
+        process = start(folder)
+        first, last, text = follow(process, float("inf"))
+        assert process.wait() == 0, text[-2000:]
+        orphans = sorted(str(p.relative_to(folder)) for p in folder.rglob("*tmp*"))
+        extra = {str(p.relative_to(folder)) for p in folder.rglob("*")} - {
+            str(p.relative_to(whole)) for p in whole.rglob("*")
+        }
+        summary = {
+            "iterations": TEACHER + DISTILL,
+            "save_every": SAVE_EVERY,
+            "seconds_alone": seconds,
+            "bits_are_equal": fingerprints(whole) == fingerprints(folder),
+            "most_steps_computed_again": max([k["again"] for k in kills] + [max(0, reached - first)]),
+            "temporary_files": orphans,
+            "other_files": len(extra),
+            "kills": kills,
+        }
+    (ROOT / "benchmarks" / "results" / "interruptions.json").write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in summary.items() if k != "kills"}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
