@@ -1,0 +1,174 @@
+"""Preflight: what it counts, what it reads from the compiler, and its command."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from config_files import load
+
+from ibmd_jax import preflight
+from ibmd_jax.core.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def count(f, *args):
+    return preflight.count_flops(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+def test_flops_of_products_convolutions_and_their_gradients():
+    a, b = jnp.ones((5, 7)), jnp.ones((7, 3))
+    assert count(jnp.dot, a, b) == 2 * 5 * 7 * 3
+    assert count(jax.grad(lambda a, b: jnp.square(a @ b).sum(), (0, 1)), a, b) == 3 * 2 * 5 * 7 * 3
+    x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
+
+    def convolve(x, w):
+        return jax.lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    once = 2 * 2 * 8 * 8 * 6 * 9 * 4
+    assert count(convolve, x, w) == once
+    assert count(jax.grad(lambda x, w: jnp.square(convolve(x, w)).sum(), (0, 1)), x, w) == 3 * once
+
+
+def test_loops_count_as_often_as_they_run_and_one_branch_of_several():
+    a = jnp.ones((4, 4))
+    once = 2 * 4**3
+    assert count(lambda a: jax.lax.scan(lambda c, _: (c @ a, None), a, None, length=6), a) == 6 * once
+    assert count(lambda a: jax.lax.cond(True, lambda a: a @ a, lambda a: a @ a @ a, a), a) == 2 * once
+    assert count(jax.grad(jax.checkpoint(lambda a: (a @ jnp.sin(a @ a)).sum())), a) > count(lambda a: a @ (a @ a), a)
+
+
+HLO = """HloModule jit_f
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %conv = f32[8] fusion(%p), calls=%c, backend_config={"window_config":{"estimated_cycles":"100"}}
+  ROOT %out = (s32[], f32[8]) tuple(%i, %conv)
+}
+%condition.2 (p: (s32[], f32[8])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(7)
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %first = f32[8] fusion(%x), calls=%d, backend_config={"window_config":{"estimated_cycles":"30"}}
+  %w = (s32[], f32[8]) while(%tuple), condition=%condition.2, body=%body.1
+  %g = bf16[4,8]{1,0} all-gather(%first), dimensions={0}
+  %r = (f32[8]{0}, f32[2]{0}) all-reduce-start(%first, %x), to_apply=%add
+  ROOT %d = (f32[8]{0}, f32[2]{0}) all-reduce-done(%r)
+}
+"""
+
+
+def test_the_compiler_s_estimates_are_summed_over_loops():
+    assert preflight.estimated_cycles(HLO) == 30 + 7 * 100
+
+
+def test_collectives_are_counted_with_the_bytes_of_their_results():
+    assert preflight.collectives(HLO) == {"all-gather": (1, 64), "all-reduce": (1, 40)}
+
+
+def config(**distill):
+    found = load("inpaint").get_config("quicktest")
+    found.distill.update(**distill)
+    return found
+
+
+@pytest.fixture(scope="module")
+def split():
+    """The job on four devices with every leaf that can be split in four."""
+    found = config()
+    found.schedule.fsdp_min_size = 1
+    return preflight.make_job(found, "distill", jax.devices())
+
+
+def test_a_chip_holds_its_share_of_the_states(split):
+    whole = preflight.make_job(config(), "distill", jax.devices())
+    for name in ("student", "auxiliary", "teacher", "average", "optimiser"):
+        assert 0.25 <= split.parts[name] / whole.parts[name] < 1.1 * 0.25
+    assert split.parts["batch"] == 8 * (32 * 32 * 3 * 4 + 32 * 32) // 4  # images, and the mask of the hole
+    assert split.microbatch == 2
+
+
+@pytest.mark.usefixtures("lenient")
+def test_every_update_is_compiled_and_measured(split):
+    for name, times in (("auxiliary", 2), ("student", 1)):
+        report = preflight.measure(split, name)
+        assert (report.name, report.count) == (name, times)
+        assert report.flops > 1e7
+        assert report.peak >= report.temporaries + sum(split.parts.values())
+        assert report.collectives["all-gather"][0] > 10
+    text = preflight.describe(split, [report], preflight.Chip(report.flops, 1.0, 1.0, 1.0))
+    assert "DOES NOT FIT" in text
+    assert "at least 1000.0 ms at the peak" in text
+
+
+def test_a_given_teacher_that_is_elsewhere_is_taken_as_configured(capsys):
+    found = config()
+    found.teacher.checkpoint = "teachers/far"
+    assert preflight.make_job(found, "distill", jax.devices()).parts["teacher"] > 0
+    assert "teachers/far is not here" in capsys.readouterr().out
+
+
+def fitting(monkeypatch, peak):
+    """Lets a microbatch of m take peak(m) GiB; the chip has 15.75."""
+    tried = []
+
+    def fake(found, stage, devices, chip):
+        m = found[stage].batch_size // (len(devices) * found[stage].accumulate)
+        tried.append(m)
+        if peak(m) > 30:
+            raise preflight.DoesNotFit("RESOURCE_EXHAUSTED")
+        return None, [SimpleNamespace(peak=peak(m) * 2**30)]
+
+    monkeypatch.setattr(preflight, "preflight", fake)
+    found = config(batch_size=64)
+    preflight.largest(found, "distill", jax.devices(), preflight.CHIPS["v5e"])
+    return found.distill.accumulate, tried
+
+
+def test_the_largest_microbatch_that_fits_is_found_in_few_compilations(monkeypatch):
+    assert fitting(monkeypatch, lambda m: 1 + m) == (2, [1, 2, 8])
+    assert fitting(monkeypatch, lambda m: 1 + 0.1 * m) == (1, [1, 2, 16])
+    assert fitting(monkeypatch, lambda m: 10 * m) == (16, [1, 2])
+    assert fitting(monkeypatch, lambda m: m if m < 4 else 2 * m) == (4, [1, 2, 16, 8, 4])
+    with pytest.raises(UserError, match="one example a chip does not fit"):
+        fitting(monkeypatch, lambda m: 16 * m)
+
+
+def test_wrong_topologies_are_refused():
+    for name in ("v9:4x4", "v5e", "v5e:16"):
+        with pytest.raises(UserError, match="give cpu, gpu, or a slice such as v5e:4x4"):
+            preflight.find_devices(name)
+
+
+def command(environment, *args):
+    line = [sys.executable, "-m", "ibmd_jax.preflight", "--config=configs/inpaint.py:quicktest", *args]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_command_prints_a_table_and_writes_json(environment, tmp_path):
+    code, out = command(environment, "--topology=cpu", "--stage=teacher", f"--json={tmp_path / 'out.json'}")
+    assert code == 0, out
+    assert "teacher update, 1 in a step" in out
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["updates"][0]["flops"] > 1e8
+    code, out = command(environment, "--topology=cpu", "--fit")
+    assert code == 2
+    assert "error: --fit needs a chip of known memory" in out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_slice_that_is_not_here(environment):
+    code, out = command(environment, "--topology=v5e:2x2", "--stage=teacher", "--config.network.channels=(16,)")
+    assert code == 0, out
+    assert "4 x TPU v5 lite, 4 examples a chip" in out
+    assert "of 15.75: fits" in out
+    assert "all-reduce" in out
+    assert float(out.split("a step: ")[1].split(" s")[0]) >= 0
+    assert np.isfinite(float(out.split("estimate, ")[1].split(" times")[0]))
