@@ -28,6 +28,7 @@ ALLOWED = {
     "train": METHODS | {"metrics", "networks"},
     "build": METHODS | LEAVES | {"train"},
     "main": CORE | {"build", "train"},
+    "preflight": CORE | {"build", "corruptions", "networks", "train"},
 }
 
 
