@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ibmd_jax.core.errors import UserError
 
-GIB = 2**30
+MIB, GIB = 2**20, 2**30
 # libtpu asks where it is and complains about what it hears, unless it is told; and one process locks out the others,
 # which have no TPU to share.
 ALONE = {
@@ -199,7 +199,8 @@ def bytes_on_a_chip(tree: Any) -> int:
 class Job(NamedTuple):
     """All that is lowered: shapes and shardings of the state, the teacher and a batch.
 
-    parts: bytes of a chip by what they are for. microbatch: examples of a chip that are computed at once.
+    parts: bytes of a chip by what they are for; whole: of all of them on one chip alone, the batch left out.
+    microbatch: examples of a chip that are computed at once.
     """
 
     method: Any
@@ -208,6 +209,7 @@ class Job(NamedTuple):
     frozen: Any
     batch: Any
     parts: dict[str, int]
+    whole: int
     microbatch: int
 
 
@@ -278,9 +280,10 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
             "optimiser": (state.student_optimizer, state.auxiliary_optimizer),
         }
     sizes = {name: bytes_on_a_chip(part) for name, part in parts.items()}
+    whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
     sizes["batch"] = bytes_on_a_chip(batch)
     microbatch = settings.batch_size // (len(devices) * settings.accumulate)
-    return Job(method, mesh, state, frozen, batch, sizes, microbatch)
+    return Job(method, mesh, state, frozen, batch, sizes, whole, microbatch)
 
 
 def measure(job: Job, name: str) -> Report:
@@ -341,14 +344,14 @@ def ticking(what: str) -> Iterator[None]:
 
 def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
     """The table of one preflight."""
-    chips, states = job.mesh.size, sum(job.parts.values())
+    chips, states = job.mesh.size, sum(job.parts.values()) - job.parts["batch"]
     lines = [f"{chips} x {job.mesh.devices.flat[0].device_kind}, {job.microbatch} examples a chip at once", ""]
-    lines += [f"{name:24} {size / GIB:8.3f} GiB a chip" for name, size in job.parts.items()]
+    lines += [f"{name:24} {size / MIB:10.1f} MiB a chip" for name, size in job.parts.items()]
     temporaries, peak = max(r.temporaries for r in reports), max(r.peak for r in reports)
-    lines += [f"{'activations and the like':24} {temporaries / GIB:8.3f}", f"{'peak':24} {peak / GIB:8.3f}"]
+    lines += [f"{'activations and the like':24} {temporaries / MIB:10.1f}", f"{'peak':24} {peak / MIB:10.1f}"]
     if chip:
-        fits = "fits" if peak <= chip.memory else "DOES NOT FIT"
-        lines[-1] += f" of {chip.memory / GIB:.2f}: {fits}; {states / GIB:.3f} are there all the time"
+        lines[-1] += f" of {chip.memory / MIB:.1f}: {'fits' if peak <= chip.memory else 'DOES NOT FIT'}"
+    lines += [f"what stays is {states / (job.whole / chips):.2f} times an even share of it all"]
     total = floor = 0.0
     for r in reports:
         lines += ["", f"{r.name} update, {r.count} in a step (compiled in {r.compile_seconds:.0f} s)"]
@@ -439,6 +442,7 @@ def main(argv: list[str]) -> int:
             "batch_size": config[given.stage].batch_size,
             "microbatch_a_chip": job.microbatch,
             "bytes_a_chip": job.parts,
+            "bytes_of_states": job.whole,
             "memory_of_a_chip": chip and chip.memory,
             "updates": [r._asdict() for r in reports],
         }

@@ -9,6 +9,7 @@ import pytest
 
 from ibmd_jax.build import build
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.data.preview import preview
 from ibmd_jax.train.job import load_student, load_teacher, run
 
 TASKS = ("sr4x-pool", "jpeg-5")
@@ -77,6 +78,7 @@ def test_a_teacher_for_each_task(teachers, tmp_path, blind):
     assert meta["model"]["network"]["classes"] == len(TASKS) + blind
     batch = job.test()
     assert set(np.asarray(batch.cond).tolist()) == {0, 1}
+    assert "label 0 to 1 in this batch" in preview(config, tmp_path / "preview.png", 1)
     # The student does not see the label if it is blind; the teachers' rows do.
     other = batch._replace(cond=1 - batch.cond)
     key = jax.random.key(0)

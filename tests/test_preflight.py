@@ -168,7 +168,7 @@ def test_a_slice_that_is_not_here(environment):
     code, out = command(environment, "--topology=v5e:2x2", "--stage=teacher", "--config.network.channels=(16,)")
     assert code == 0, out
     assert "4 x TPU v5 lite, 4 examples a chip" in out
-    assert "of 15.75: fits" in out
+    assert "of 16128.0: fits" in out
     assert "all-reduce" in out
     assert float(out.split("a step: ")[1].split(" s")[0]) >= 0
     assert np.isfinite(float(out.split("estimate, ")[1].split(" times")[0]))

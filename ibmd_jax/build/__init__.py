@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from ibmd_jax.build.model import Model, make_network, model_of, with_given_model
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array
 from ibmd_jax.metrics.features import FEATURES
-from ibmd_jax.train.job import Job
+from ibmd_jax.train.job import Job, teacher_folders
 from ibmd_jax.train.loop import Schedule
 
 
@@ -33,9 +34,12 @@ def build_model(config: ml_collections.ConfigDict) -> Model:
 
 
 def build_data(config: ml_collections.ConfigDict) -> Data:
-    """The part of `build` that needs no parameters, and so no given teacher. Raises: UserError."""
+    """The part of `build` that needs no parameters; a given teacher may be elsewhere yet. Raises: UserError."""
     with naming_fields():
         c = json.loads(config.to_json_best_effort())
+        given = [*teacher_folders(c), *filter(None, [c["teacher"]["start"]])]
+        if all(Path(folder).is_dir() for folder in given):
+            c = with_given_model(c)
         shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
         return data_of(c, shape, getattr(make_network(c["network"])[0], "classes", 0))
 
