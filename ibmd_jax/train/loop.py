@@ -179,10 +179,12 @@ def fit(
     stream = batches(first)
     writer = make_writer(folder)
     pending: list[tuple[int, Any]] = []  # infos of finished steps that were not looked at yet
-    saved = first
 
     def not_finite(what: str) -> NotFinite:
-        kept = f"the last good checkpoint is step {saved} in {checkpoints.folder}" if saved else "nothing was saved yet"
+        newest = checkpoints.wait()
+        kept = (
+            f"the last good checkpoint is step {newest} in {checkpoints.folder}" if newest else "nothing was saved yet"
+        )
         return NotFinite(f"{stage}: {what}; {kept}. Lower the learning rate or set optimizer.clip, in a new --workdir.")
 
     def flush(bar: tqdm) -> None:
@@ -201,12 +203,10 @@ def fit(
         bar.set_postfix(loss=f"{mean['loss']:.4f}", refresh=False)
 
     def save(step: int, bar: tqdm) -> None:
-        nonlocal saved
         flush(bar)
         if not bool(_finite(state)):
             raise not_finite(f"a parameter is not finite after step {step}")
         checkpoints.save(step, state, {"identity": identity, "stage": stage})
-        saved = step
 
     def draw(params: Params, step: int) -> None:
         """A picture that cannot be written costs no training."""
