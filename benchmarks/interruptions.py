@@ -88,9 +88,6 @@ def main() -> None:
         first, last, text = follow(process, float("inf"))
         assert process.wait() == 0, text[-2000:]
         orphans = sorted(str(p.relative_to(folder)) for p in folder.rglob("*tmp*"))
-        extra = {str(p.relative_to(folder)) for p in folder.rglob("*")} - {
-            str(p.relative_to(whole)) for p in whole.rglob("*")
-        }
         summary = {
             "iterations": TEACHER + DISTILL,
             "save_every": SAVE_EVERY,
@@ -98,7 +95,6 @@ def main() -> None:
             "bits_are_equal": fingerprints(whole) == fingerprints(folder),
             "most_steps_computed_again": max([k["again"] for k in kills] + [max(0, reached - first)]),
             "temporary_files": orphans,
-            "other_files": len(extra),
             "kills": kills,
         }
     (ROOT / "benchmarks" / "results" / "interruptions.json").write_text(json.dumps(summary, indent=1) + "\n")
