@@ -50,6 +50,5 @@ def check_divisible(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> N
     if batch_size % unit:
         lower, upper = batch_size - batch_size % unit, batch_size + -batch_size % unit
         parted = f" in {parts} parts (accumulate)" if parts > 1 else ""
-        raise UserError(
-            f"{name} = {batch_size} does not divide over {mesh.size} devices{parted}: use {lower or upper} or {upper}"
-        )
+        fitting = f"{lower} or {upper}" if lower else upper
+        raise UserError(f"{name} = {batch_size} does not divide over {mesh.size} devices{parted}: use {fitting}")

@@ -310,6 +310,17 @@ def test_the_auxiliary_loop_is_written_out_on_cpu_only(platform):
     assert calls[6] - calls[2] == (4 if platform == "cpu" else 0)
 
 
+@pytest.mark.parametrize(("accumulate", "loops"), [(1, 1), (2, 3)])
+def test_both_updates_run_through_their_microbatches_in_a_loop(accumulate, loops):
+    coupling = gaussian.ONE_D
+    denoise = gaussian.make_denoise(BRIDGE, coupling.S)
+    settings = {"auxiliary_updates": 3, "noise_channels": 1, "accumulate": accumulate}
+    m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), **settings)
+    batch = Batch(gaussian.draw_x_T(coupling, jax.random.key(9), 8 * m.batches))
+    traced = jax.jit(m.step).trace(initial_state(m, coupling), coupling.params, batch, jax.random.key(0))
+    assert traced.lower(lowering_platforms=("tpu",)).as_text().count("stablehlo.while") == loops
+
+
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("multistep", ["marginal", "posterior"])
 def test_a_student_of_two_steps_reaches_the_exact_solution(multistep):

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -211,6 +213,11 @@ def test_bfloat16_computes_nearly_the_same_from_float32_parameters(name):
         params = perturb(init(network))
         assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
         outputs.append(quick_jit(network.apply)(params, X, T))
+    program = str(jax.make_jaxpr(network.apply)(params, X, T))
+    products = re.findall(r":(\w+)\[[^\]]*\] = (?:conv_general_dilated|dot_general)\[", program)
+    assert products.count("bf16") >= 8
+    convolutions = re.findall(r":(\w+)\[[^\]]*\] = conv_general_dilated\[", program)
+    assert set(convolutions[:-1]) <= {"bf16"}  # the last one makes the float32 output
     assert outputs[1].dtype == jnp.float32
     assert 1e-5 < jnp.abs(outputs[0] - outputs[1]).max() < 0.03 * jnp.abs(outputs[0]).max()
 

@@ -95,5 +95,7 @@ def test_the_mesh_holds_every_device():
 
 def test_a_batch_that_does_not_divide_is_refused():
     check_divisible("config.teacher.batch_size", 8, make_mesh())
+    with pytest.raises(UserError, match=r"= 8 does not divide over 4 devices in 3 parts \(accumulate\): use 12$"):
+        check_divisible("config.teacher.batch_size", 8, make_mesh(), 3)
     with pytest.raises(UserError, match=r"config.teacher.batch_size = 6 .* 4 devices: use 4 or 8"):
         check_divisible("config.teacher.batch_size", 6, make_mesh())
