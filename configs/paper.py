@@ -124,6 +124,7 @@ def get_config(arg: str = "jpeg-5") -> ml_collections.ConfigDict:
         config.parametrisation = chosen["parametrisation"]
         config.evaluate.sampler = chosen["sampler"]
         config.distill.student_optimizer = config.distill.auxiliary_optimizer = chosen["optimizer"]
+    config.schedule.fsdp_min_size = 2**14  # nearly all of a large network is split: most of its leaves are not large
     common = {"batch_size": 256, "auxiliary_updates": 5, "ema_decay": 0.99, "t_min": 1e-6, "time_sampler": "uniform"}
     config.distill.update(**{**common, **chosen["distill"]})
     t_min = config.distill.t_min

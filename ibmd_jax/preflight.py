@@ -4,10 +4,11 @@ python -m ibmd_jax.preflight --config=configs/inpaint.py --topology=cpu
 python -m ibmd_jax.preflight --config=configs/paper.py:jpeg-5 --topology=v5e:4x4 --fit
 
 Lowers and compiles the updates that a step is made of, each as a program of its own, for the whole mesh. TPU slices
-need no TPU: libtpu compiles for them ahead of time (pip install 'ibmd_jax[preflight]'). cpu and gpu mean the devices
-here. --fit looks for the largest microbatch: config.STAGE.accumulate is the batch of a chip divided by it.
+need no TPU: libtpu compiles for them ahead of time (pip install 'ibmd_jax[preflight]', best in an environment of its
+own: with libtpu, jax looks for a TPU wherever it runs). cpu and gpu mean the devices here. --fit looks for the largest microbatch: config.STAGE.accumulate is the batch of a chip divided by it.
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -59,7 +60,8 @@ class Report(NamedTuple):
 
     bytes: all that operations read and write, and collectives: kind -> (count, bytes of results); both as the compiler
         counts, what is in a loop once. temporaries: bytes beside the arguments, activations above all.
-    peak: bytes of arguments, temporaries and results. cycles: the compiler's estimate, 0 where it gives none.
+    peak: bytes of arguments, temporaries and results. cycles: the compiler's estimate by kind of operation; empty where
+        it gives none.
     """
 
     name: str
@@ -68,7 +70,7 @@ class Report(NamedTuple):
     bytes: float
     temporaries: int
     peak: int
-    cycles: float
+    cycles: dict[str, float]
     collectives: dict[str, tuple[int, int]]
     compile_seconds: float
 
@@ -139,14 +141,16 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
                 yield jaxpr
 
 
+OPERATION = re.compile(r"(?:^| )([a-z][a-z0-9\-]*)\(")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 WHILE = re.compile(r" while\(.*condition=(%[\w.\-]+), body=(%[\w.\-]+)")
 
 
-def estimated_cycles(text: str) -> float:
-    """Sum of the estimates that libtpu writes beside the operations of an HLO program, loops as often as they run.
+def estimated_cycles(text: str) -> dict[str, float]:
+    """Sums, by kind of operation, of the estimates that libtpu writes beside those of an HLO program.
 
-    A serial sum: it knows nothing of what overlaps. Loops count from 0 to a constant, as those of lax.scan do.
+    A convolution or product, with what is fused to it, is a "convolution". A serial sum: it knows nothing of what
+    overlaps. Loops count as often as they run, from 0 to a constant, as those of lax.scan do.
     (Of the compiler's cost_analysis, "optimal_seconds" comes out negative on large programs.)
     """
     bodies: dict[str, list[str]] = {}
@@ -159,17 +163,21 @@ def estimated_cycles(text: str) -> float:
         elif name:
             bodies[name].append(line)
 
-    def cycles(name: str) -> float:
-        total = 0.0
+    total: collections.Counter[str] = collections.Counter()
+
+    def add(name: str, times: int) -> None:
         for line in bodies.get(name, []):
             found, loop = CYCLES.search(line), WHILE.search(line)
-            total += float(found.group(1)) if found else 0.0
+            if found:
+                convolves = "convolution_algorithm_config" in line
+                kind = "convolution" if convolves else OPERATION.search(line.partition(" = ")[2]).group(1)
+                total[kind] += times * float(found.group(1))
             if loop:
                 limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(loop.group(1), [])))
-                total += max([1, *map(int, limits)]) * cycles(loop.group(2))
-        return total
+                add(loop.group(2), times * max([1, *map(int, limits)]))
 
-    return cycles(main)
+    add(main, 1)
+    return dict(total)
 
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
@@ -358,9 +366,13 @@ def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
         lines += [f"  {r.flops / 1e9:.1f} GFLOP and {r.bytes / 1e9:.2f} GB a chip"]
         lines += [f"  {n} {kind}, {size / 1e6:.1f} MB" for kind, (n, size) in sorted(r.collectives.items())]
         if chip:
-            least, estimate = r.flops / chip.flops, r.cycles / chip.clock
+            least, estimate = r.flops / chip.flops, sum(r.cycles.values()) / chip.clock
             total, floor = total + r.count * estimate, floor + r.count * least
-            lines += [f"  at least {least * 1e3:.1f} ms at the peak; compiler's estimate {estimate * 1e3:.1f} ms"]
+            lines += [
+                f"  at least {least * 1e3:.1f} ms at the peak; compiler's estimate {estimate * 1e3:.1f} ms, of it"
+            ]
+            most = sorted(r.cycles.items(), key=lambda item: -item[1])[:5]
+            lines += [f"    {cycles / chip.clock * 1e3:10.1f} ms {kind}" for kind, cycles in most]
     if chip:
         lines += ["", f"a step: {total:.2f} s by the compiler's estimate, {total / floor:.2f} times the peak's floor"]
     return "\n".join(lines)

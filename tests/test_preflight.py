@@ -47,7 +47,7 @@ def test_loops_count_as_often_as_they_run_and_one_branch_of_several():
 
 HLO = """HloModule jit_f
 %body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
-  %conv = f32[8] fusion(%p), calls=%c, backend_config={"window_config":{"estimated_cycles":"100"}}
+  %conv = f32[8] fusion(%p), backend_config={"estimated_cycles":"100","convolution_algorithm_config":{}}
   ROOT %out = (s32[], f32[8]) tuple(%i, %conv)
 }
 %condition.2 (p: (s32[], f32[8])) -> pred[] {
@@ -65,7 +65,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 def test_the_compiler_s_estimates_are_summed_over_loops():
-    assert preflight.estimated_cycles(HLO) == 30 + 7 * 100
+    assert preflight.estimated_cycles(HLO) == {"fusion": 30, "convolution": 7 * 100}
 
 
 def test_collectives_are_counted_with_the_bytes_of_their_results():

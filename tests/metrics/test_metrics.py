@@ -74,6 +74,7 @@ def test_kid_is_unbiased_for_sets_of_different_sizes():
 def test_features_are_deterministic_finite_and_see_blur(name):
     features = FEATURES[name]()
     clean = jnp.asarray(tiles("noto", 32)[rows_of("test")], jnp.float32) / 127.5 - 1
+    clean = clean[..., :1] if name == "fashion" else clean
     reference = np.asarray(features(clean))
     np.testing.assert_array_equal(features(clean), reference)
     assert np.isfinite(reference).all()
@@ -82,6 +83,13 @@ def test_features_are_deterministic_finite_and_see_blur(name):
         blurred = ndimage.gaussian_filter(np.asarray(clean), (0, sigma, sigma, 0))
         distances.append(fid(np.asarray(features(jnp.asarray(blurred))), reference))
     assert 0 < distances[0] < distances[1] < distances[2]
+
+
+def test_fashion_features_take_one_channel():
+    features = FEATURES["fashion"]()
+    assert features(jnp.zeros((2, 32, 32, 1))).shape == (2, 128)
+    with pytest.raises(ValueError, match="32, 32, 1"):
+        features(jnp.zeros((2, 32, 32, 3)))
 
 
 def test_emoji_features_are_standardised_and_refuse_other_sizes():
