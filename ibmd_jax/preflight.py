@@ -5,7 +5,8 @@ python -m ibmd_jax.preflight --config=configs/paper.py:jpeg-5 --topology=v5e:4x4
 
 Lowers and compiles the updates that a step is made of, each as a program of its own, for the whole mesh. TPU slices
 need no TPU: libtpu compiles for them ahead of time (pip install 'ibmd_jax[preflight]', best in an environment of its
-own: with libtpu, jax looks for a TPU wherever it runs). cpu and gpu mean the devices here. --fit looks for the largest microbatch: config.STAGE.accumulate is the batch of a chip divided by it.
+own: with libtpu, jax looks for a TPU wherever it runs). cpu and gpu mean the devices here. --fit looks for the largest
+microbatch: config.STAGE.accumulate is the batch of a chip divided by it.
 """
 
 import collections
