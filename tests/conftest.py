@@ -25,8 +25,8 @@ def lenient():
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """For processes that tests start: one CPU device, and compiled programs kept between them all."""
-    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    """For processes that tests start: one CPU device, quickly compiled programs, and these kept between them all."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in env else base) / "compiled"  # one for all workers of pytest-xdist
     settings = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
