@@ -13,14 +13,15 @@ import numpy as np
 import pytest
 from config_files import load
 
-from ibmd_jax import preflight
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.preflight import __main__ as preflight
+from ibmd_jax.preflight import program
 
 ROOT = Path(__file__).parents[1]
 
 
 def count(f, *args):
-    return preflight.count_flops(jax.make_jaxpr(f)(*args).jaxpr)
+    return program.count_flops(jax.make_jaxpr(f)(*args).jaxpr)
 
 
 def test_flops_of_products_convolutions_and_their_gradients():
@@ -65,11 +66,11 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 
 
 def test_the_compiler_s_estimates_are_summed_over_loops():
-    assert preflight.estimated_cycles(HLO) == {"fusion": 30, "convolution": 7 * 100}
+    assert program.estimated_cycles(HLO) == {"fusion": 30, "convolution": 7 * 100}
 
 
 def test_collectives_are_counted_with_the_bytes_of_their_results():
-    assert preflight.collectives(HLO) == {"all-gather": (1, 64), "all-reduce": (1, 40)}
+    assert program.collectives(HLO) == {"all-gather": (1, 64), "all-reduce": (1, 40)}
 
 
 def config(**distill):
@@ -163,7 +164,9 @@ def test_the_command_prints_a_table_and_writes_json(environment, tmp_path):
     assert "error: --fit needs a chip of known memory" in out
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs the extra preflight"
+)  # not in dev: see setup.cfg
 def test_a_slice_that_is_not_here(environment):
     code, out = command(environment, "--topology=v5e:2x2", "--stage=teacher", "--config.network.channels=(16,)")
     assert code == 0, out
