@@ -64,10 +64,11 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "time_sampler": "stratified",
             },
             "distill": {
+                "method": "ibmd",  # configs/generate.py has the others
                 "steps": 400,
                 "batch_size": 32,
                 "accumulate": 1,
-                "start": "",  # folder of parameters that student and auxiliary start from; "": the teacher's
+                "start": "",  # folder of the first parameters of student and auxiliary; "": the teacher's, or "random"
                 "student_steps": 1,
                 "multistep": "marginal",
                 "rollout": "student",  # whose parameters make the states of several steps; or "ema"
@@ -98,6 +99,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "normalise": False,  # by the teacher's error, as SiD
                 "real_data": (1.0, 1.0),  # RealUID's alpha and beta; below 1 clean images take part
                 "noise_channels": 0,  # x_T is noisy inside the hole already
+                "t_start": 0.0,  # for students of pure noise: see configs/generate.py
                 "ema_decay": 0.99,
                 "t_min": 1e-3,
                 "time_sampler": "stratified",

@@ -12,6 +12,7 @@ import ml_collections
 
 from ibmd_jax.build.data import Data, data_of
 from ibmd_jax.build.fields import make, naming_fields
+from ibmd_jax.build.methods import is_noise
 from ibmd_jax.build.model import Model, make_network, model_of, with_given_model
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array
@@ -46,8 +47,11 @@ def build_data(config: ml_collections.ConfigDict) -> Data:
 
 def _job(c: dict[str, Any], model: Model) -> Job:
     data = data_of(c, model.image_shape, model.labels)
-    if not data.clean and tuple(c["distill"]["real_data"]) != (1, 1):
+    d = c["distill"]
+    if not data.clean and tuple(d.get("real_data", (1, 1))) != (1, 1):
         raise UserError("config.distill.real_data needs clean images, and config.data.source has none: set (1.0, 1.0)")
+    if not data.clean and (d["method"] in ("sfddm", "progressive") or d.get("reference") == "data"):
+        raise UserError(f"config.distill.method = {d['method']!r} needs clean images, and config.data.source has none")
     sizes = {
         "teacher": c["teacher"]["batch_size"] * model.teacher.batches,
         "distill": c["distill"]["batch_size"] * model.distill.batches,
@@ -60,6 +64,8 @@ def _job(c: dict[str, Any], model: Model) -> Job:
         teacher=model.teacher,
         distill=model.distill,
         teacher_steps=model.teacher_steps,
+        student_steps=model.student_steps,
+        generates=is_noise(c["data"]["corruption"]),
         test=functools.cache(data.test_batch),
         clean=data.clean,
         features=_features(c["evaluate"]["features"], model.image_shape),

@@ -47,6 +47,8 @@ RANGES = {
     "distill.noise_channels": (0, float("inf")),
     "distill.student_steps": (1, 1000),
     "distill.pretraining": (0, float("inf")),
+    "distill.chain": (1, 1000),
+    "distill.reference_steps": (1, 1000),
     "data.size": (1, float("inf")),
     "data.workers": (0, 1000),
     "evaluate.batch_size": (1, float("inf")),
@@ -58,7 +60,8 @@ RANGES = {
 def check_ranges(config: dict[str, Any]) -> None:
     for field, (low, high) in RANGES.items():
         section, _, name = field.rpartition(".")
-        value = (config[section] if section else config)[name]
+        fields = config[section] if section else config
+        value = fields.get(name, low) if section == "distill" else fields[name]  # methods differ in these
         if not low <= value <= high:
             raise UserError(
                 f"config.{field} = {value}: it must be "

@@ -12,18 +12,17 @@ import jax.numpy as jnp
 from ibmd_jax import methods
 from ibmd_jax.bridges import BRIDGES, Bridge, OtOde
 from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
-from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS
 from ibmd_jax.build.fields import check_names, check_ranges, make
+from ibmd_jax.build.methods import Parts, Sampling, is_noise, sampling_of, steps_of, student_of, teacher_of
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array, Denoise, Network
-from ibmd_jax.methods.base import WEIGHTS, Method, product
+from ibmd_jax.methods.base import Method
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.samplers import SAMPLERS
 from ibmd_jax.train.checkpoint import read_meta
 from ibmd_jax.train.job import teacher_folders
-from ibmd_jax.train.optim import make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,8 @@ log = logging.getLogger(__name__)
 class Model(NamedTuple):
     """All of a configuration that needs no data. Its functions can be lowered, or evaluated for their shapes alone.
 
-    labels: number of classes of the network, 0 for none. teacher_steps: NFE -> steps of the teacher's sampler.
+    labels: number of classes of the network, 0 for none. teacher_steps: NFE -> steps of the teacher's sampler;
+    student_steps: numbers of steps that the student can take.
     init_teachers: one function like init_params for each of several given teachers; empty for a single one.
     """
 
@@ -41,6 +41,7 @@ class Model(NamedTuple):
     image_shape: tuple[int, int, int]
     labels: int
     teacher_steps: dict[int, int]
+    student_steps: tuple[int, ...]
     init_teachers: tuple[Callable[..., Any], ...]
 
 
@@ -117,10 +118,11 @@ def model_of(c: dict[str, Any]) -> Model:
     """Builds and checks the model of a plain configuration, after `with_given_model`."""
     check_ranges(c)
     bridge = _bridge(c["bridge"])
+    _check_noise(c["data"]["corruption"], bridge)
     parametrisation = _parametrisation(c["parametrisation"])
     image_shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
     denoise, init_params, labels, dropout = _denoiser(c["network"], parametrisation, bridge, image_shape)
-    sampling = _sampling(c["evaluate"]["sampler"], bridge)
+    sampling = sampling_of(c["evaluate"]["sampler"], bridge)
     _check_numbers(bridge, parametrisation, sampling, c["teacher"]["t_min"])
 
     def output(params: Any) -> Array:
@@ -134,15 +136,23 @@ def model_of(c: dict[str, Any]) -> Model:
     if made.shape[1:] != image_shape:
         raise UserError(f"config.network: its output is {made.shape[1:]} for images of {image_shape}: set out_channels")
 
-    native = native_weight(parametrisation)
-    weights = {**WEIGHTS, "native": native, "native_ten_to_1": product(native, WEIGHTS["ten_to_1"])}
     given = [
         _denoiser(model["network"], _parametrisation(model["parametrisation"]), bridge, image_shape)
         for model in c["teacher"].get("models", [])
     ]
-    teacher, distill = _methods(c, denoise, _combined(c, given), bridge, weights, sampling, labels, dropout)
-    steps = _steps(c["evaluate"]["nfe"], sampling.evaluations)
-    return Model(init_params, teacher, distill, image_shape, labels, steps, tuple(d.init for d in given))
+    combined, native = _combined(c, given), native_weight(parametrisation)
+    parts = Parts(denoise, init_params, combined, bridge, native, sampling, image_shape, labels, dropout)
+    student, student_steps = student_of(c, parts)
+    return Model(
+        init_params,
+        teacher_of(c, parts),
+        student,
+        image_shape,
+        labels,
+        steps_of(c["evaluate"]["nfe"], sampling.evaluations),
+        student_steps,
+        tuple(d.init for d in given),
+    )
 
 
 def _combined(c: dict[str, Any], given: list[Denoiser]) -> Denoise | None:
@@ -175,12 +185,20 @@ def _bridge(settings: dict[str, Any]) -> Bridge:
     ot_ode = settings.pop("ot_ode", False)
     bridge = make("bridge", lookup(BRIDGES, settings.pop("name"), "bridge"), settings)
     bridge = make("bridge", OtOde, {"of": bridge}) if ot_ode else bridge
-    if not bridge.pinned:
-        raise UserError(
-            f"config.bridge: {type(bridge).__name__} starts from pure noise, which no corruption makes: "
-            "use it through the functional API, as colab/00_bridge_2d.py does"
-        )
     return bridge
+
+
+def _check_noise(corruption: str | dict[str, Any], bridge: Bridge) -> None:
+    """Raises UserError unless a bridge from noise gets noise, of its own standard deviation."""
+    if bridge.pinned:
+        return
+    name, wanted = type(bridge).__name__, float(bridge.sigma(jnp.float32(bridge.T)))
+    std = (1.0 if isinstance(corruption, str) else corruption.get("std", 1.0)) if is_noise(corruption) else None
+    if std is None or abs(std / wanted - 1) > 1e-3:
+        raise UserError(
+            f"config.bridge: {name} starts from noise of deviation {wanted:.6g}: set config.data.corruption = "
+            f"{{'name': 'pure-noise', 'std': {wanted:.6g}}}"
+        )
 
 
 def _parametrisation(settings: dict[str, Any]) -> Callable[..., Any]:
@@ -190,35 +208,7 @@ def _parametrisation(settings: dict[str, Any]) -> Callable[..., Any]:
     return functools.partial(function, **settings)
 
 
-class _Sampling(NamedTuple):
-    """How the teacher is sampled: the algorithm, its time grid, and its network evaluations for a number of steps."""
-
-    sample: Callable[..., Array]
-    grid: Callable[..., Array]
-    evaluations: Callable[[int], int]
-
-
-def _sampling(settings: dict[str, Any], bridge: Bridge) -> _Sampling:
-    settings = dict(settings)
-    entry = lookup(SAMPLERS, settings.pop("name"), "sampler")
-    named = settings.pop("time_grid", entry.grid)
-    named = dict(named) if isinstance(named, dict) else {"name": named}
-    grid = lookup(TIME_GRIDS, named.pop("name"), "time grid")
-    check_names(
-        "evaluate.sampler.time_grid", [n for n in inspect.signature(grid).parameters if n not in ("steps", "T")], named
-    )
-    grid = functools.partial(grid, **named)
-    own = [p.name for p in inspect.signature(entry.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    check_names("evaluate.sampler", [*(n for n in own if n != "mask"), "clip", "time_grid"], settings)
-    own_settings = {k: v for k, v in settings.items() if k != "clip"}
-    return _Sampling(
-        functools.partial(entry.sample, **settings),
-        grid,
-        lambda steps: entry.evaluations(bridge, grid(steps, bridge.T), **own_settings),
-    )
-
-
-def _check_numbers(bridge: Bridge, parametrisation: Callable[..., Any], sampling: _Sampling, t_min: float) -> None:
+def _check_numbers(bridge: Bridge, parametrisation: Callable[..., Any], sampling: Sampling, t_min: float) -> None:
     """Finds settings that cannot work by trying them on a few numbers, with a network that answers 0."""
     times = jnp.asarray([t_min, bridge.T / 2, bridge.T], jnp.float32)
 
@@ -246,77 +236,3 @@ def _check_numbers(bridge: Bridge, parametrisation: Callable[..., Any], sampling
     booted = sampling.sample.func is not SAMPLERS["heun"].sample
     if booted and float(sampling.grid(3, bridge.T)[0]) != bridge.T:
         raise UserError("config.evaluate.sampler: its time grid must start at T; the grid ddbm is for the sampler heun")
-
-
-def _steps(wanted: list[int], evaluations: Callable[[int], int]) -> dict[int, int]:
-    """NFE -> steps: for each wanted NFE the most steps that it pays for, at least one."""
-    found = {}
-    for nfe in wanted:
-        steps = next((n for n in range(nfe, 1, -1) if evaluations(n) <= nfe), 1)
-        found[evaluations(steps)] = steps
-    return found
-
-
-# Fields of config.distill that are arguments of methods.ibmd as they are.
-IBMD_SETTINGS = (
-    "multistep",
-    "rollout",
-    "same_z",
-    "auxiliary_updates",
-    "pretraining",
-    "normalise",
-    "noise_channels",
-    "ema_decay",
-    "t_min",
-    "accumulate",
-)
-
-
-def _methods(
-    c: dict[str, Any],
-    denoise: Denoise,
-    combined: Denoise | None,
-    bridge: Bridge,
-    weights: dict[str, Callable[..., Array]],
-    sampling: _Sampling,
-    labels: int,
-    dropout: bool,
-) -> tuple[Method, Method]:
-    def optimizer(section: str, field: str, steps: int):
-        return make(f"{section}.{field}", make_optimizer, {"steps": steps, **c[section][field]})
-
-    def weight(section: str, field: str):
-        return lookup(weights, c[section][field], f"weight in config.{section}.{field}")
-
-    t, d = c["teacher"], c["distill"]
-    teacher = methods.teacher(
-        combined or denoise,
-        bridge,
-        optimizer("teacher", "optimizer", t["steps"]),
-        weight=weight("teacher", "weight"),
-        ema_decay=t["ema_decay"],
-        t_min=t["t_min"],
-        time_sampler=lookup(TIME_SAMPLERS, t["time_sampler"], "time sampler"),
-        sampler=sampling.sample,
-        time_grid=sampling.grid,
-        dropout=dropout,
-        accumulate=t["accumulate"],
-    )
-    if d["blind"] and labels < 2:
-        raise UserError(
-            "config.distill.blind needs a network with classes: the last label is what a blind student sees"
-        )
-    settings = {
-        **{name: d[name] for name in IBMD_SETTINGS},
-        "steps": d["student_steps"],
-        "student_weight": weight("distill", "student_weight"),
-        "auxiliary_weight": weight("distill", "auxiliary_weight"),
-        "time_sampler": lookup(TIME_SAMPLERS, d["time_sampler"], "time sampler"),
-        "dropout": dropout,
-        "real_data": tuple(d["real_data"]),
-        "teacher_denoise": combined,
-        "student_label": labels - 1 if d["blind"] else None,
-    }
-    student = optimizer("distill", "student_optimizer", d["steps"])
-    auxiliary = optimizer("distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"])
-    return teacher, make("distill", functools.partial(methods.ibmd, denoise, bridge, student, auxiliary), settings)

@@ -41,16 +41,19 @@ class Network(NamedTuple):
         [B, H, W, C_z] adds noise-input weights, zero at the start.
     apply(params, x, t, cond, z) -> [B, H, W, C_out]. A network with dropout takes a key after them, and drops
         nothing without one.
+    features(params, x, t, cond, z) -> (the same, the activations [B, h, w, C] that its last layer sees), or None.
     """
 
     init: Callable[..., Params]
     apply: Callable[..., Array]
+    features: Callable[..., tuple[Array, Array]] | None = None
 
 
 class Denoise(Protocol):
     """x_0 estimate of the image from x_t: the only view that methods and samplers have of a network.
 
-    key is for dropout, and only given in bridge matching with `dropout`.
+    key is for dropout, and only given in bridge matching with `dropout`. With features=True it returns
+    (x_0, Network.features' activations); only the methods that name them in their docstring ask for it.
     """
 
     def __call__(
@@ -62,4 +65,5 @@ class Denoise(Protocol):
         cond: Any = None,
         z: Array | None = None,
         key: Key | None = None,
-    ) -> Array: ...
+        features: bool = False,
+    ) -> Any: ...

@@ -16,7 +16,7 @@ from ibmd_jax.corruptions.inpaint import inpaint_center, inpaint_freeform, inpai
 from ibmd_jax.corruptions.jpeg import jpeg
 from ibmd_jax.corruptions.mixture import mixture
 from ibmd_jax.corruptions.resize import sr_bicubic, sr_pool
-from ibmd_jax.corruptions.simple import grey, noise, sketch
+from ibmd_jax.corruptions.simple import grey, noise, pure_noise, sketch
 
 # I2SB's nine tasks, in the order of its labels.
 I2SB_TASKS = (
@@ -74,6 +74,7 @@ CORRUPTIONS: dict[str, Callable[..., Corrupted]] = {
     "blur-uni-true": partial(blur, size=9),
     "blur-gauss-true": partial(blur, size=5, sigma=10.0),
     "noise": noise,
+    "pure-noise": pure_noise,
     "grey": grey,
     "sketch": sketch,
     "mixture": named_mixture,

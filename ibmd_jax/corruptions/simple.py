@@ -1,4 +1,4 @@
-"""Noise, grey and line drawings."""
+"""Noise, added or alone, grey and line drawings."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,11 @@ from ibmd_jax.corruptions.filters import filter_matrix, gaussian, separable
 def noise(key: Key, x_0: Array, sigma: float = 0.5) -> Corrupted:
     """x_0 + sigma n, n standard normal; leaves [-1, 1]."""
     return Corrupted(x_0 + sigma * jax.random.normal(key, x_0.shape, x_0.dtype))
+
+
+def pure_noise(key: Key, x_0: Array, std: float = 1.0) -> Corrupted:
+    """std n, n standard normal: nothing of x_0. What diffusion models and flows start from; std is sigma_T."""
+    return Corrupted(std * jax.random.normal(key, x_0.shape, x_0.dtype))
 
 
 def grey(key: Key, x_0: Array) -> Corrupted:

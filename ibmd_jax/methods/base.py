@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ibmd_jax.bridges import Bridge
-from ibmd_jax.core.types import Array, Batch, Params
+from ibmd_jax.core.arrays import ema_update
+from ibmd_jax.core.types import Array, Batch, Key, Params
 
 WeightFn = Callable[[Bridge, Array], Array]
 
@@ -72,6 +74,50 @@ def mean_gradient(
     return (value, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), further)), grads
 
 
+class State(NamedTuple):
+    """Of a method that trains one network. step counts finished updates; the others are shaped like the parameters."""
+
+    step: Array
+    params: Params
+    ema: Params
+    optimizer: optax.OptState
+
+
+def one_network(
+    draw: Callable[[Batch, Key], Any],
+    loss: Callable[..., tuple[Array, tuple[Array, ...]]],
+    info: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    accumulate: int = 1,
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`init` and `step` of a method that trains one network on the mean of a loss.
+
+    Args:
+        draw: (batch, key) -> all that is random, leaves [B].
+        loss: (params, frozen, batch, drawn) -> (loss [B], terms to report [B] each).
+        info: makes the Info of (loss, norm of its gradient, the terms' means).
+        accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
+    """
+
+    def init(start: Params) -> State:
+        copy = jax.tree.map(jnp.copy, start)
+        return State(jnp.zeros((), jnp.int32), start, copy, optimizer.init(start))
+
+    def step(state: State, frozen: Params | None, batch: Batch, key: Key) -> tuple[State, Any]:
+        def mean(params: Params, inputs: tuple[Batch, Any]) -> tuple[Array, tuple[Array, ...]]:
+            values, terms = loss(params, jax.lax.stop_gradient(frozen), *inputs)
+            return values.mean(), terms
+
+        (value, terms), grads = mean_gradient(mean, state.params, (batch, draw(batch, key)), accumulate)
+        updates, opt = optimizer.update(grads, state.optimizer, state.params)
+        params, n = optax.apply_updates(state.params, updates), state.step + 1
+        new = State(n, params, ema_update(state.ema, params, n, ema_decay), opt)
+        return new, info(value, optax.tree.norm(grads), *(x.mean() for x in terms))
+
+    return init, step
+
+
 def repeat(body: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any) -> tuple[Any, Any]:
     """jax.lax.scan over few but long steps; written out on CPU.
 
@@ -100,6 +146,11 @@ def g2(bridge: Bridge, t: Array) -> Array:
     return bridge.f_and_g2(t)[1] * jnp.square(bridge.alpha(t) / jnp.square(bridge.sigma(t)))
 
 
+def truncated_snr(bridge: Bridge, t: Array) -> Array:
+    """lambda = max(alpha^2 / sigma^2, 1) (Salimans and Ho, arXiv 2202.00512, section 4)."""
+    return jnp.maximum(jnp.square(bridge.alpha(t) / bridge.sigma(t)), 1)
+
+
 def ten_to(power: float) -> WeightFn:
     """lambda = 10^(power (1 - t / T)): the IBMD authors' weight of the student's loss, for inpainting power = 2."""
 
@@ -119,6 +170,7 @@ def product(first: WeightFn, second: WeightFn) -> WeightFn:
 WEIGHTS: dict[str, WeightFn] = {
     "one": one,
     "g2": g2,
+    "truncated_snr": truncated_snr,
     "ten_to_1": ten_to(1.0),
     "ten_to_2": ten_to(2.0),
 }

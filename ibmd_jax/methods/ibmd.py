@@ -199,6 +199,7 @@ def ibmd(
     real_data: tuple[float, float] = (1.0, 1.0),
     from_noise: bool = False,
     teacher_denoise: Denoise | None = None,
+    student_denoise: Denoise | None = None,
     student_label: int | None = None,
     accumulate: int = 1,
 ) -> Method:
@@ -220,6 +221,7 @@ def ibmd(
         from_noise: x_T is N(0, I) and has nothing to do with x_0, as in flow matching: that in x_t is then drawn anew.
             A diffusion bridge has a = 0 and needs no such choice.
         teacher_denoise: the teacher's network where it is another one: see methods/teachers.py for several.
+        student_denoise: the student's network where it is called in another way: networks.generator.told_earlier.
         student_label: a label that the student is given in the place of batch.cond, which teacher and auxiliary see: a
             student blind to the task.
         accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
@@ -234,7 +236,7 @@ def ibmd(
     alpha, beta = real_data
     if not (0 < alpha < 1 or alpha == beta == 1):
         raise ValueError(f"real_data = {alpha, beta}: alpha is between 0 and 1, or both are 1")
-    times = uniform_grid(steps, bridge.T)[:-1]
+    times, student_denoise = uniform_grid(steps, bridge.T)[:-1], student_denoise or denoise
 
     def init(start: tuple[Params, Params]) -> State:
         """start: the student's first parameters (see networks.generator) and the auxiliary's (the teacher's)."""
@@ -255,7 +257,7 @@ def ibmd(
 
     def restore(theta: Params, batch: Batch, key: Key, steps: int) -> Array:
         def bound(x_t: Array, t: Array, x_T: Array, cond=None, z: Array | None = None) -> Array:
-            return denoise(theta, x_t, t, x_T, cond, z)
+            return student_denoise(theta, x_t, t, x_T, cond, z)
 
         settings = {"noise_channels": noise_channels, "mask": batch.mask, "cond": for_student(batch).cond}
         if steps == 1:
@@ -278,7 +280,9 @@ def ibmd(
             return batch.x_T
         if multistep == "marginal":
             z_key = stream(key, "z") if same_z else None
-            states = path(denoise, bridge, theta, for_student(batch), times, stream(key, "path"), noise_channels, z_key)
+            states = path(
+                student_denoise, bridge, theta, for_student(batch), times, stream(key, "path"), noise_channels, z_key
+            )
             return states[n[0]]
         y = restore(theta, batch, stream(key, "path"), steps)
         x = bridge.sample(stream(key, "first"), y, end(batch, key), times[n])
@@ -288,7 +292,7 @@ def ibmd(
         """x_0, x_t and t of (1), (4) or (5), differentiable in theta through x_0 and x_t."""
         n, t, key = drawn
         x_s, s = first_state(jax.lax.stop_gradient(theta if rollout == "student" else ema), batch, n, key), times[n]
-        x_0 = generate(denoise, theta, x_s, s, for_student(batch), stream(key, "z"), noise_channels)
+        x_0 = generate(student_denoise, theta, x_s, s, for_student(batch), stream(key, "z"), noise_channels)
         if steps == 1 or multistep == "marginal":
             return x_0, bridge.sample(stream(key, "x_t"), x_0, end(batch, key), t), t
         t = t_min + (t - t_min) * (s - t_min) / (bridge.T - t_min)

@@ -10,25 +10,15 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.bridges.times import uniform, uniform_grid
-from ibmd_jax.core.arrays import ema_update, squared_error
+from ibmd_jax.core.arrays import squared_error
 from ibmd_jax.core.streams import first_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
-from ibmd_jax.methods.base import Method, Update, WeightFn, mean_gradient, one
+from ibmd_jax.methods.base import Method, Update, WeightFn, one, one_network
 from ibmd_jax.samplers import ancestral
-
-
-class State(NamedTuple):
-    """step counts finished updates; the other fields are trees shaped like the parameters."""
-
-    step: Array
-    params: Params
-    ema: Params
-    optimizer: optax.OptState
 
 
 class Info(NamedTuple):
@@ -99,24 +89,15 @@ def teacher(
         accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
     """
 
-    def init(start: Params) -> State:
-        copy = jax.tree.map(jnp.copy, start)
-        return State(jnp.zeros((), jnp.int32), start, copy, optimizer.init(start))
-
-    def step(state: State, frozen: None, batch: Batch, key: Key) -> tuple[State, Info]:
-        del frozen
+    def draw(batch: Batch, key: Key) -> tuple[Array, Key]:
         examples = batch.x_T.shape[0]
         t = time_sampler(stream(key, "t"), examples, t_min, bridge.T)
-        keys = jax.random.split(stream(key, "x_t"), examples)
+        return t, jax.random.split(stream(key, "x_t"), examples)
 
-        def loss_fn(params: Params, inputs: tuple[Batch, Array, Key]) -> tuple[Array, None]:
-            return bridge_matching_loss(denoise, bridge, params, *inputs, weight, dropout).mean(), None
+    def loss(params: Params, frozen: None, batch: Batch, drawn: tuple[Array, Key]) -> tuple[Array, tuple[()]]:
+        return bridge_matching_loss(denoise, bridge, params, batch, *drawn, weight, dropout), ()
 
-        (loss, _), grads = mean_gradient(loss_fn, state.params, (batch, t, keys), accumulate)
-        updates, opt = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        n = state.step + 1
-        return State(n, params, ema_update(state.ema, params, n, ema_decay), opt), Info(loss, optax.tree.norm(grads))
+    init, step = one_network(draw, loss, Info, optimizer, ema_decay, accumulate)
 
     def sample(params: Params, key: Key, batch: Batch, steps: int = 100) -> Array:
         def bound(x_t: Array, t: Array, x_T: Array, cond=None) -> Array:

@@ -13,7 +13,8 @@ from ibmd_jax.core.types import Array, Key, Network, Params
 def from_linen(module: nn.Module) -> Network:
     """A Linen module called as module(x, t, cond, z), with the random stream "dropout" where there is a key.
 
-    If it has a field `remat` that is "full", a backward pass keeps its inputs alone and computes it again.
+    If it has a field `remat` that is "full", a backward pass keeps its inputs alone and computes it again. What it sows
+    as ("intermediates", "features") are its features.
     """
 
     def init(key: Key, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Params:
@@ -25,7 +26,13 @@ def from_linen(module: nn.Module) -> Network:
         rngs = None if key is None else {"dropout": key}
         return module.apply({"params": params}, x, t, cond, z, rngs=rngs)
 
-    return Network(init, jax.checkpoint(apply) if getattr(module, "remat", "none") == "full" else apply)
+    def features(params: Params, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> tuple[Array, Array]:
+        out, sown = module.apply({"params": params}, x, t, cond, z, mutable=["intermediates"])
+        return out, sown["intermediates"]["features"][0]
+
+    if getattr(module, "remat", "none") == "full":
+        apply, features = jax.checkpoint(apply), jax.checkpoint(features)
+    return Network(init, apply, features)
 
 
 def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Network:

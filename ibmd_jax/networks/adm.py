@@ -118,6 +118,7 @@ class ADM(nn.Module):
                     scale //= 2
 
         h = nn.silu(normalise(self.groups, "out_0", h.astype(jnp.float32)))
+        self.sow("intermediates", "features", h)
         return conv(self.out_channels, 3, "out_2", zero=True)(h)
 
 

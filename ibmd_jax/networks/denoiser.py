@@ -30,15 +30,20 @@ def make_denoiser(
         cond: Any = None,
         z: Array | None = None,
         key: Key | None = None,
-    ) -> Array:
+        features: bool = False,
+    ) -> Any:
         t = jnp.broadcast_to(jnp.asarray(t, x_t.dtype), x_t.shape[:1])
         s = parametrisation(bridge, t)
         x = expand(s.c_in, x_t) * x_t
         if conditional:
             x = jnp.concatenate([x, x_T], axis=-1)
         drop = () if key is None else (key,)  # networks that drop nothing need not take one
-        x_0 = expand(s.c_skip, x_t) * x_t + expand(s.c_out, x_t) * network.apply(params, x, s.c_noise, cond, z, *drop)
-        return x_0 if s.c_T is None else x_0 + expand(s.c_T, x_t) * x_T
+        apply = network.features if features else network.apply
+        out = apply(params, x, s.c_noise, cond, z, *drop)
+        out, seen = out if features else (out, None)
+        x_0 = expand(s.c_skip, x_t) * x_t + expand(s.c_out, x_t) * out
+        x_0 = x_0 if s.c_T is None else x_0 + expand(s.c_T, x_t) * x_T
+        return (x_0, seen) if features else x_0
 
     return denoise
 

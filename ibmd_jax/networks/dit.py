@@ -85,5 +85,7 @@ class DiT(nn.Module):
             nn.Dense(2 * c, kernel_init=ZERO, name="modulation")(nn.silu(emb))[:, None], 2, axis=-1
         )
         h = nn.LayerNorm(epsilon=1e-6, use_bias=False, use_scale=False)(h) * (1 + scale) + shift
+        h = h.reshape(b, height, width, c)
+        self.sow("intermediates", "features", h)
         h = nn.Dense(self.patch**2 * self.out_channels, kernel_init=ZERO, name="patch_out")(h)
-        return depth_to_space(h.reshape(b, height, width, -1), self.patch)
+        return depth_to_space(h, self.patch)

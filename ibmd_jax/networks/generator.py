@@ -1,13 +1,17 @@
 """A student's first parameters: its teacher's, and zeros for what the teacher does not see.
 
-That is the noise z (IBMD, appendix B), and the label of the task where there are several teachers.
+That is the noise z (IBMD, appendix B), and the label of the task where there are several teachers. And the time that a
+student of noise is told.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ibmd_jax.core.arrays import expand
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.core.types import Params
+from ibmd_jax.core.types import Array, Denoise, Params
 
 
 def with_new_inputs(teacher: Params, fresh: Params) -> Params:
@@ -35,3 +39,21 @@ def with_new_inputs(teacher: Params, fresh: Params) -> Params:
     if old:
         raise UserError(f"parameter {jax.tree_util.keystr(next(iter(old)))} of the teacher has no place in the student")
     return jax.tree.unflatten(structure, leaves)
+
+
+def told_earlier(denoise: Denoise, bridge: Any, t_start: float) -> Denoise:
+    """The same, but where t = T the network is told t_start, and x_T is scaled to that time's noise.
+
+    For students of diffusion models and flows, where x_T is noise alone: told T, their teacher answers with the mean
+    of all images, which is a poor start; SiD (arXiv 2404.04057, section 3.4) starts where sigma / alpha is 2.5.
+    """
+    start, end = jnp.float32(t_start), jnp.float32(bridge.T)
+    shrink = bridge.sigma(start) / bridge.sigma(end)
+
+    def told(params: Params, x_t: Array, t: Array, *others: Any, **more: Any) -> Any:
+        t = jnp.broadcast_to(jnp.asarray(t, x_t.dtype), x_t.shape[:1])
+        at_end = t >= end
+        scale = jnp.where(at_end, shrink, jnp.ones_like(shrink))
+        return denoise(params, expand(scale, x_t) * x_t, jnp.where(at_end, start, t), *others, **more)
+
+    return told

@@ -28,4 +28,6 @@ class MLP(nn.Module):
         for i in range(self.depth):
             h = nn.silu(h)
             h = nn.Dense(self.width, name=f"layer_{i}")(h) + (h if i else 0)
-        return nn.Dense(self.out_channels, kernel_init=nn.initializers.zeros, name="out")(nn.silu(h))
+        h = nn.silu(h)
+        self.sow("intermediates", "features", h)
+        return nn.Dense(self.out_channels, kernel_init=nn.initializers.zeros, name="out")(h)

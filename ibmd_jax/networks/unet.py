@@ -93,5 +93,6 @@ class UNet(nn.Module):
                 h = res(h, features, f"up{level}", "up")
 
         h = nn.silu(normalise(self.groups, "norm_out", h.astype(jnp.float32)))
+        self.sow("intermediates", "features", h)
         h = conv(self.patch**2 * self.out_channels, 3, "conv_out", zero=True)(h)
         return depth_to_space(h, self.patch)

@@ -170,7 +170,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     )
     batch = Batch(
         x,
-        x if stage == "teacher" or tuple(settings.real_data) != (1, 1) else None,
+        None if stage == "distill" and tuple(settings.get("real_data", (0, 0))) == (1, 1) else x,
         images(1, jnp.bool_) if masked else None,
         jax.ShapeDtypeStruct((settings.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
         if model.labels
@@ -184,18 +184,18 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
         inits = model.init_teachers or (model.init_params,)
         teachers = tuple(abstract(lambda init=init: init(key)) for init in inits)
         frozen = teachers if model.init_teachers else teachers[0]
-        channels = settings.noise_channels
+        channels = settings.get("noise_channels", 0)
 
         def start(teacher: Any) -> Any:
             return with_new_inputs(teacher, model.init_params(key, channels)), teacher
 
         state = abstract(lambda p: method.init(start(p)), teachers[0])
+        found = state._asdict()
+        optimizers = [name for name in found if name.endswith("optimizer")]
         parts = {
-            "student": state.student,
-            "auxiliary": state.auxiliary,
+            **{{"params": "student", "ema": "average"}.get(k, k): v for k, v in found.items() if k not in optimizers},
             "teacher": frozen,
-            "average": state.ema,
-            "optimiser": (state.student_optimizer, state.auxiliary_optimizer),
+            "optimiser": [found[name] for name in optimizers],
         }
     sizes = {name: bytes_on_a_chip(part) for name, part in parts.items()}
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))

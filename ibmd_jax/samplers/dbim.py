@@ -34,14 +34,30 @@ def boots(bridge: Bridge, s: Array) -> Array:
     return (s >= bridge.T) & (bridge.pinned and not bridge.deterministic)
 
 
-def first_order(bridge: Bridge, eta: float, x_s: Array, x_0: Array, x_T: Array, i: Step) -> Array:
-    """Equations (1) to (3)."""
-    (k_s, b_s, n_s), (k_t, b_t, n_t) = (tuple(expand(v, x_s) for v in bridge.split(u)) for u in (i.s, i.t))
-    boot = boots(bridge, i.s)
-    omega = jnp.where(boot, n_t, eta * bridge.posterior(x_0, x_s, i.s, i.t)[1] if eta else 0)
+def carry_on(
+    bridge: Bridge, x_s: Array, x_0: Array, x_T: Array, s: Array, t: Array, z: Array, omega: Array | float = 0.0
+) -> Array:
+    """Equations (1) to (3) for x_0 = D, all but omega of the last: [B, ...]. s, t: scalars or [B]; z: noise as x_s."""
+    (k_s, b_s, n_s), (k_t, b_t, n_t) = (tuple(expand(v, x_s) for v in bridge.split(u)) for u in (s, t))
+    boot = expand(boots(bridge, s), x_s) > 0
+    omega = jnp.where(boot, n_t, omega)
     kappa = jnp.where(boot, 0, jnp.sqrt(jnp.maximum(n_t**2 - omega**2, 0)) / jnp.where(boot, 1, n_s))
-    z = noise(i, x_s) if eta else jax.lax.cond(boot, lambda: noise(i, x_s), lambda: jnp.zeros_like(x_s))
     return kappa * x_s + (b_t - kappa * b_s) * x_0 + (k_t - kappa * k_s) * x_T + omega * z
+
+
+def estimate_of(bridge: Bridge, x_s: Array, x_t: Array, x_T: Array, s: Array, t: Array, z: Array) -> Array:
+    """The x_0 with which one deterministic `carry_on` from x_s arrives at x_t: its inverse, as it is linear in x_0."""
+    zero = jnp.zeros_like(x_s)
+    rest = carry_on(bridge, x_s, zero, x_T, s, t, z)
+    return (x_t - rest) / carry_on(bridge, zero, zero + 1, zero, s, t, zero)
+
+
+def first_order(bridge: Bridge, eta: float, x_s: Array, x_0: Array, x_T: Array, i: Step) -> Array:
+    """`carry_on` in a sampler."""
+    omega = eta * bridge.posterior(x_0, x_s, i.s, i.t)[1] if eta else 0.0
+    boot = boots(bridge, i.s)
+    z = noise(i, x_s) if eta else jax.lax.cond(boot, lambda: noise(i, x_s), lambda: jnp.zeros_like(x_s))
+    return carry_on(bridge, x_s, x_0, x_T, i.s, i.t, z, omega)
 
 
 def dbim(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ibmd_jax.core.streams import step_key
@@ -40,6 +41,11 @@ def diversity(restorations: list[Array]) -> float:
     return float(np.sqrt(draws.var(0, ddof=1).mean((1, 2, 3))).mean())
 
 
+def other_inputs(batch: Batch, shift: int) -> Batch:
+    """The batch with the noise x_T of other examples: for the same labels another generated image each."""
+    return batch._replace(x_T=jnp.roll(batch.x_T, shift, axis=0))
+
+
 def split(batch: Batch, size: int) -> list[Batch]:
     """Batches of exactly `size` examples; the last one is filled up with the first examples again."""
     n = batch.x_T.shape[0]
@@ -70,12 +76,14 @@ def evaluate(
     *,
     batch_size: int,
     key: Key,
+    generates: bool = False,
     report: Callable[[Row], None] = lambda row: None,
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
     """Measures samplers against test.x_0, and how much their restorations of one input differ.
 
     Args:
         test: all test images with x_0. features: for FID and KID, or None to leave these out.
+        generates: x_T is noise that has nothing to do with x_0: no metrics of pairs, diversity over x_T.
         report: called with each row as it is ready.
     Returns: the rows, and the restored images [N, H, W, C] of each, under "label NFE".
     """
@@ -92,10 +100,14 @@ def evaluate(
     few = split(jax.tree.map(lambda x: x[: min(n, DIVERSITY_EXAMPLES)], test), min(n, DIVERSITY_EXAMPLES))[0]
     for sampler in samplers:
         restored, rate = restore(sampler, parts, n, key)
-        draws = [sampler.sample(sampler.params, step_key(key, "draws", i), few) for i in range(DIVERSITY_DRAWS)]
+        draws = [
+            sampler.sample(sampler.params, step_key(key, "draws", i), other_inputs(few, i) if generates else few)
+            for i in range(DIVERSITY_DRAWS)
+        ]
         found = feature_set(restored)
         metrics = {} if features is None else {name: fn(found, reference) for name, fn in SET_METRICS.items()}
-        metrics |= {name: float(np.mean(fn(restored, truth))) for name, fn in PIXEL_METRICS.items()}
+        if not generates:
+            metrics |= {name: float(np.mean(fn(restored, truth))) for name, fn in PIXEL_METRICS.items()}
         metrics["diversity"] = diversity(draws)
         rows.append(Row(sampler.label, sampler.nfe, metrics, rate))
         images[f"{sampler.label} {sampler.nfe}"] = restored

@@ -29,7 +29,7 @@ from ibmd_jax.core.types import Array, Batch, Params
 from ibmd_jax.methods.base import Method
 from ibmd_jax.networks.generator import with_new_inputs
 from ibmd_jax.train.checkpoint import load_params
-from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, split, table
+from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
 from ibmd_jax.train.pictures import save_curves, save_grid
 from ibmd_jax.train.processes import is_first, say, to_host
@@ -46,7 +46,8 @@ class Job(NamedTuple):
 
     init_params(key, noise_channels) -> parameters; init_teachers: such a function for each of several given teachers,
     whose parameters are a tuple. batches(stage)(step) -> iterator over batches from that step on.
-    teacher_steps: NFE -> sampling steps of the teacher's rows in the table. test(): the test images, made once.
+    teacher_steps: NFE -> sampling steps of the teacher's rows in the table; student_steps: of the student's, one NFE a
+    step. generates: x_T is noise, which has nothing to do with x_0. test(): the test images, made once.
     clean: whether batches have x_0; a teacher's training and the evaluation need it.
     features: for FID and KID, or None.
     """
@@ -58,6 +59,8 @@ class Job(NamedTuple):
     teacher: Method
     distill: Method
     teacher_steps: dict[int, int]
+    student_steps: tuple[int, ...]
+    generates: bool
     test: Callable[[], Batch]
     clean: bool
     features: Callable[[Array], Array] | None
@@ -145,10 +148,15 @@ def load_teacher(job: Job, folder: Path) -> tuple[Params, dict[str, Any]]:
 def load_student(job: Job, folder: Path) -> tuple[Params, dict[str, Any]]:
     """The distilled student and its metadata. Raises UserError if there is none."""
     c = job.config["distill"]
-    found = _finished(job, folder / "distill", c["steps"], c["noise_channels"])
+    found = _finished(job, folder / "distill", c["steps"], _noise_channels(job))
     if found is None:
         raise UserError(f"no finished student in {folder}: run --mode=distill (or the default mode) first")
     return found
+
+
+def _noise_channels(job: Job) -> int:
+    """Channels of the student's noise input, which some methods have none of."""
+    return job.config["distill"].get("noise_channels", 0)
 
 
 def _model_sections(job: Job) -> dict[str, Any]:
@@ -159,6 +167,13 @@ def _few(job: Job) -> Batch:
     """A few test examples for pictures: every n-th, so that they differ."""
     rows = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
     return jax.tree.map(lambda x: x[rows], job.test())
+
+
+def _between(job: Job, batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
+    """Columns of a picture between inputs and truths, where there are these: generated images have neither."""
+    if job.generates:
+        return columns if batch.x_0 is None else {**columns, "data": batch.x_0}
+    return {"input": batch.x_T, **columns, **({} if batch.x_0 is None else {"truth": batch.x_0})}
 
 
 def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
@@ -173,9 +188,8 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     one, many = (jax.jit(functools.partial(job.teacher.sample, steps=n)) for n in (1, TEACHER_STEPS_IN_PICTURES))
 
     def picture(params: Params, label: str) -> dict[str, float]:
-        columns = {"input": few.x_T, "1 step": one(params, key, few)}
-        columns[f"{TEACHER_STEPS_IN_PICTURES} steps"] = many(params, key, few)
-        save_grid(folder / "pictures" / f"{label}.png", {**columns, "truth": few.x_0})
+        columns = {"1 step": one(params, key, few), f"{TEACHER_STEPS_IN_PICTURES} steps": many(params, key, few)}
+        save_grid(folder / "pictures" / f"{label}.png", _between(job, few, columns))
         return {}
 
     given = job.config["teacher"]["start"]
@@ -210,28 +224,30 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     teacher, meta = load_teacher(job, folder)
     identity = {"teacher": _hash(meta)}
     given = teacher[0] if job.init_teachers else None
-    if c["start"]:
+    if c["start"] not in ("", "random"):
         given, start_meta = load_params(c["start"], _abstract(job))
         identity["start"] = _hash(start_meta)
-    found = _finished(job, folder / "distill", c["steps"], c["noise_channels"])
+    found = _finished(job, folder / "distill", c["steps"], _noise_channels(job))
     if found and found[1]["identity"] == identity:
         log.info("distill: already done")
         return
     few, key = _few(job), _key(job, "pictures")
     many = jax.jit(functools.partial(job.teacher.sample, steps=TEACHER_STEPS_IN_PICTURES))
     known = {f"teacher, {TEACHER_STEPS_IN_PICTURES}": many(teacher, key, few)}
-    known |= {} if few.x_0 is None else {"truth": few.x_0}
     sample, steps = jax.jit(job.distill.sample), c["student_steps"]
 
     def picture(params: Params, label: str) -> dict[str, float]:
         restored = sample(params, key, few)
-        save_grid(folder / "pictures" / f"{label}.png", {"input": few.x_T, f"student, {steps}": restored, **known})
-        return {"diversity": diversity([restored, sample(params, stream(key, "another"), few)])}
+        columns = _between(job, few, {f"student, {steps}": restored, **known})
+        save_grid(folder / "pictures" / f"{label}.png", columns)
+        another = other_inputs(few, 1) if job.generates else few
+        return {"diversity": diversity([restored, sample(params, stream(key, "another"), another)])}
 
     def start(frozen: Params, given: Params | None) -> Any:
         first = frozen if given is None else given
-        fresh = (job.init_params(_key(job, "init"), n) for n in (c["noise_channels"], 0))
-        return job.distill.init(tuple(with_new_inputs(first, params) for params in fresh))
+        fresh = (job.init_params(_key(job, "init"), n) for n in (_noise_channels(job), 0))
+        keep = c["start"] == "random"
+        return job.distill.init(tuple(params if keep else with_new_inputs(first, params) for params in fresh))
 
     fit(
         "distill",
@@ -256,8 +272,7 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     """Teacher and student on the test images: a table on the terminal, report.json and samples.png."""
     c = job.config["evaluate"]
     (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
-    most = job.config["distill"]["student_steps"]
-    rows = [("student", n, n, job.distill, student) for n in sorted({1, 2, 4, most}) if n <= most]
+    rows = [("student", n, n, job.distill, student) for n in job.student_steps]
     rows += [("teacher", nfe, steps, job.teacher, teacher) for nfe, steps in job.teacher_steps.items()]
     samplers = [
         Sampler(label, nfe, jax.jit(functools.partial(method.sample, steps=steps)), params)
@@ -268,15 +283,22 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         log.info("evaluated %s with %d NFE: %.1f images/s", row.label, row.nfe, row.images_per_second)
 
     rows, images = evaluate(
-        samplers, job.test(), job.features, batch_size=c["batch_size"], key=_key(job, "evaluate"), report=report
+        samplers,
+        job.test(),
+        job.features,
+        batch_size=c["batch_size"],
+        key=_key(job, "evaluate"),
+        generates=job.generates,
+        report=report,
     )
     few = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
-    columns = {"input": job.test().x_T, **images, "truth": job.test().x_0}
+    columns = _between(job, job.test(), images)
     save_grid(folder / "samples.png", {name: np.asarray(x)[few] for name, x in columns.items()})
     slowest = max(rows, key=lambda row: row.nfe)
     speed_up = rows[0].images_per_second / slowest.images_per_second
     say(f"\n{table(rows)}\n")
-    say(f"The student at 1 NFE makes {speed_up:.0f} times the images/s of the teacher at {slowest.nfe} NFE.")
+    fast = rows[0].nfe
+    say(f"The student at {fast} NFE makes {speed_up:.0f} times the images/s of the teacher at {slowest.nfe} NFE.")
     if job.features is not None:
         say(f"FID and KID use the features {c['features']!r}: they compare with no published number.")
     say(f"Wrote {folder / 'report.json'} and {folder / 'samples.png'}.")

@@ -1,0 +1,305 @@
+"""The methods of a configuration: how the teacher is trained and sampled, and how it is distilled."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ibmd_jax import methods
+from ibmd_jax.bridges import Bridge
+from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS, uniform_grid
+from ibmd_jax.build.fields import check_names, make
+from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.streams import stream
+from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
+from ibmd_jax.methods.base import WEIGHTS, Method, product
+from ibmd_jax.methods.dibregman import DIVERGENCES, Divergence, power
+from ibmd_jax.networks.generator import told_earlier
+from ibmd_jax.networks.head import Head
+from ibmd_jax.samplers import SAMPLERS
+from ibmd_jax.train.optim import make_optimizer
+
+
+class Sampling(NamedTuple):
+    """How the teacher is sampled: the algorithm, its time grid, and its network evaluations for a number of steps."""
+
+    sample: Callable[..., Array]
+    grid: Callable[..., Array]
+    evaluations: Callable[[int], int]
+
+
+def sampling_of(settings: dict[str, Any], bridge: Bridge) -> Sampling:
+    settings = dict(settings)
+    entry = lookup(SAMPLERS, settings.pop("name"), "sampler")
+    named = settings.pop("time_grid", entry.grid)
+    named = dict(named) if isinstance(named, dict) else {"name": named}
+    grid = lookup(TIME_GRIDS, named.pop("name"), "time grid")
+    check_names(
+        "evaluate.sampler.time_grid", [n for n in inspect.signature(grid).parameters if n not in ("steps", "T")], named
+    )
+    grid = functools.partial(grid, **named)
+    own = [p.name for p in inspect.signature(entry.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    check_names("evaluate.sampler", [*(n for n in own if n != "mask"), "clip", "time_grid"], settings)
+    own_settings = {k: v for k, v in settings.items() if k != "clip"}
+    return Sampling(
+        functools.partial(entry.sample, **settings),
+        grid,
+        lambda steps: entry.evaluations(bridge, grid(steps, bridge.T), **own_settings),
+    )
+
+
+def steps_of(wanted: list[int], evaluations: Callable[[int], int]) -> dict[int, int]:
+    """NFE -> steps: for each wanted NFE the most steps that it pays for, at least one."""
+    found = {}
+    for nfe in wanted:
+        steps = next((n for n in range(nfe, 1, -1) if evaluations(n) <= nfe), 1)
+        found[evaluations(steps)] = steps
+    return found
+
+
+class Parts(NamedTuple):
+    """What methods are made of.
+
+    denoise: the student's network; init_params(key, noise_channels) its parameters. teacher_denoise: the teacher's
+    where that is another one. native: the weight of the parametrisation. labels: classes of the network, 0 for none.
+    """
+
+    denoise: Denoise
+    init_params: Callable[..., Params]
+    teacher_denoise: Denoise | None
+    bridge: Bridge
+    native: Callable[..., Array]
+    sampling: Sampling
+    image_shape: tuple[int, int, int]
+    labels: int
+    dropout: bool
+
+
+def teacher_of(c: dict[str, Any], parts: Parts) -> Method:
+    """Bridge matching with the settings of config.teacher."""
+    t = c["teacher"]
+    return methods.teacher(
+        parts.teacher_denoise or parts.denoise,
+        parts.bridge,
+        _optimizer(c, "teacher", "optimizer", t["steps"]),
+        weight=_weight(c, "teacher", "weight", parts.native),
+        ema_decay=t["ema_decay"],
+        t_min=t["t_min"],
+        time_sampler=lookup(TIME_SAMPLERS, t["time_sampler"], "time sampler"),
+        sampler=parts.sampling.sample,
+        time_grid=parts.sampling.grid,
+        dropout=parts.dropout,
+        accumulate=t["accumulate"],
+    )
+
+
+def student_of(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
+    """The method that config.distill.method names, and the numbers of steps that its student can be sampled with."""
+    d = c["distill"]
+    entry = lookup(METHODS, d["method"], "method")
+    check_names(f"distill (method {d['method']})", entry.fields, d)
+    for name in entry.fields:
+        if name not in d:
+            raise UserError(f"config.distill lacks {name!r}, a field of the method {d['method']}: see configs/")
+    if parts.teacher_denoise and d["method"] != "ibmd":
+        raise UserError(f"config.distill.method = {d['method']!r} takes one teacher: several are for ibmd")
+    return entry.make(c, parts)
+
+
+def _optimizer(c: dict[str, Any], section: str, field: str, steps: int):
+    return make(f"{section}.{field}", make_optimizer, {"steps": steps, **c[section][field]})
+
+
+def _weight(c: dict[str, Any], section: str, field: str, native: Callable[..., Array]) -> Callable[..., Array]:
+    known = {**WEIGHTS, "native": native, "native_ten_to_1": product(native, WEIGHTS["ten_to_1"])}
+    return lookup(known, c[section][field], f"weight in config.{section}.{field}")
+
+
+def is_noise(corruption: str | dict[str, Any]) -> bool:
+    """Whether x_T is noise alone, so that images are generated, and not restored."""
+    return (corruption if isinstance(corruption, str) else corruption["name"]) == "pure-noise"
+
+
+def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, Any]]:
+    """What ibmd and dibregman have in common: their arguments by place and by name."""
+    d = c["distill"]
+    student = _optimizer(c, "distill", "student_optimizer", d["steps"])
+    auxiliary = _optimizer(c, "distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"])
+    names = ("auxiliary_updates", "normalise", "noise_channels", "ema_decay", "t_min", "accumulate")
+    return (parts.denoise, parts.bridge, student, auxiliary), {
+        **{name: d[name] for name in names},
+        "student_weight": _weight(c, "distill", "student_weight", parts.native),
+        "auxiliary_weight": _weight(c, "distill", "auxiliary_weight", parts.native),
+        "time_sampler": lookup(TIME_SAMPLERS, d["time_sampler"], "time sampler"),
+        **_from_noise(c, parts),
+    }
+
+
+def _from_noise(c: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """What a student of noise has beside the others: t_start, the time that it is told (0: T)."""
+    start, T = c["distill"]["t_start"], parts.bridge.T
+    if not is_noise(c["data"]["corruption"]):
+        if start:
+            raise UserError(f"config.distill.t_start = {start} is for config.data.corruption = 'pure-noise': set 0.0")
+        return {}
+    if not 0 <= start <= T:
+        raise UserError(f"config.distill.t_start = {start}: it must be from 0, which stands for T, to {T}")
+    return {
+        "from_noise": True,
+        "student_denoise": told_earlier(parts.denoise, parts.bridge, start) if start else None,
+    }
+
+
+def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
+    d = c["distill"]
+    if d["blind"] and parts.labels < 2:
+        raise UserError(
+            "config.distill.blind needs a network with classes: the last label is what a blind student sees"
+        )
+    first, settings = _with_auxiliary(c, parts)
+    settings |= {name: d[name] for name in ("multistep", "rollout", "same_z", "pretraining")}
+    settings |= {
+        "steps": d["student_steps"],
+        "dropout": parts.dropout,
+        "real_data": tuple(d["real_data"]),
+        "teacher_denoise": parts.teacher_denoise,
+        "student_label": parts.labels - 1 if d["blind"] else None,
+    }
+    most = d["student_steps"]
+    steps = tuple(n for n in sorted({1, 2, 4, most}) if n <= most)
+    return make("distill", functools.partial(methods.ibmd, *first), settings), steps
+
+
+def _student_times(d: dict[str, Any], T: float) -> Array:
+    """The student's chain, from T down to 0. Raises: UserError unless config.distill.times can be one."""
+    steps, times = d["student_steps"], [float(t) for t in d.get("times", ())]
+    if not times:
+        return uniform_grid(steps, T)
+    rising = all(a < b for a, b in zip([0.0, *times], times, strict=False))
+    if len(times) != steps or not rising or times[-1] != T:
+        raise UserError(f"config.distill.times = {tuple(times)}: {steps} increasing times, from above 0 to {T}")
+    return jnp.asarray([*reversed(times), 0.0], jnp.float32)
+
+
+def _one_network(c: dict[str, Any], parts: Parts, method: Callable[..., Method], settings: dict[str, Any]):
+    """SFDDM or progressive distillation: they train the student alone, on its own times."""
+    d = c["distill"]
+    settings |= {
+        "times": _student_times(d, parts.bridge.T),
+        "weight": _weight(c, "distill", "student_weight", parts.native),
+        "sampler": parts.sampling.sample,
+        **{name: d[name] for name in ("ema_decay", "accumulate")},
+    }
+    first = parts.denoise, parts.bridge, _optimizer(c, "distill", "student_optimizer", d["steps"])
+    made = make("distill", functools.partial(method, *first), settings)
+    return made._replace(init=lambda start: made.init(start[0])), (d["student_steps"],)
+
+
+def _sfddm(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
+    names = ("hidden", "output_weight", "hidden_weight", "chain", "distance")
+    return _one_network(c, parts, methods.sfddm, {name: c["distill"][name] for name in names})
+
+
+def _progressive(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
+    return _one_network(c, parts, methods.progressive, {})
+
+
+def _divergence(spec: str | dict[str, Any]) -> Divergence:
+    if isinstance(spec, str):
+        return lookup(DIVERGENCES, spec, "divergence")
+    return make("distill.divergence", power, {k: v for k, v in spec.items() if k != "name"})
+
+
+def _dibregman(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
+    d = c["distill"]
+    if d["student_steps"] != 1:
+        raise UserError(f"config.distill.student_steps = {d['student_steps']}: a student of dibregman has 1")
+    own = lookup({"auxiliary": False, "own": True}, d["classifier"], "value of config.distill.classifier")
+    taught = lookup({"data": False, "teacher": True}, d["reference"], "value of config.distill.reference")
+    first, settings = _with_auxiliary(c, parts)
+    settings |= {name: d[name] for name in ("logit_clip", "ratio_mean", "weight_mean", "adversarial")}
+    settings |= {"divergence": _divergence(d["divergence"]), "ratio_clip": tuple(d["ratio_clip"])}
+    if taught:
+        settings["reference"] = _teacher_samples(parts, d["reference_steps"])
+    judge = methods.on_features(parts.denoise, *_head(parts, stream(jax.random.key(c["seed"]), "head")), own)
+    return make("distill", functools.partial(methods.dibregman, *first, judge), settings), (1,)
+
+
+def _head(parts: Parts, key: Key) -> tuple[Callable[[], Params], Callable[..., Array]]:
+    """The classifier's own layers: what makes their parameters, and (parameters, features) -> logit."""
+    head = Head()
+
+    def features() -> Array:
+        x = jnp.zeros((1, *parts.image_shape))
+        cond = jnp.zeros(1, jnp.int32) if parts.labels else None
+        return parts.denoise(parts.init_params(key, 0), x, jnp.ones(1), x, cond, features=True)[1]
+
+    shape = jax.eval_shape(features).shape
+    return lambda: head.init(key, jnp.zeros(shape))["params"], lambda params, h: head.apply({"params": params}, h)
+
+
+def _teacher_samples(parts: Parts, steps: int) -> Callable[[Params, Key, Batch], Array]:
+    """The teacher's own images for a batch, with as many steps of its sampler."""
+
+    def sample(params: Params, key: Key, batch: Batch) -> Array:
+        def bound(x_t: Array, t: Array, x_T: Array, cond=None) -> Array:
+            return parts.denoise(params, x_t, t, x_T, cond)
+
+        times, settings = parts.sampling.grid(steps, parts.bridge.T), {"mask": batch.mask, "cond": batch.cond}
+        return parts.sampling.sample(bound, parts.bridge, stream(key, "reference"), batch.x_T, times, **settings)
+
+    return sample
+
+
+class _Entry(NamedTuple):
+    """fields: all of config.distill; make: (config, parts) -> (method, numbers of steps)."""
+
+    make: Callable[[dict[str, Any], Parts], tuple[Method, tuple[int, ...]]]
+    fields: tuple[str, ...]
+
+
+COMMON = (
+    "method",
+    "steps",
+    "batch_size",
+    "accumulate",
+    "start",
+    "student_steps",
+    "student_optimizer",
+    "student_weight",
+    "ema_decay",
+)
+AUXILIARY = (
+    "auxiliary_updates",
+    "auxiliary_optimizer",
+    "auxiliary_weight",
+    "noise_channels",
+    "t_start",
+    "normalise",
+    "t_min",
+    "time_sampler",
+)
+METHODS = {
+    "ibmd": _Entry(_ibmd, (*COMMON, *AUXILIARY, "multistep", "rollout", "same_z", "blind", "pretraining", "real_data")),
+    "sfddm": _Entry(_sfddm, (*COMMON, "times", "hidden", "output_weight", "hidden_weight", "chain", "distance")),
+    "progressive": _Entry(_progressive, COMMON),
+    "dibregman": _Entry(
+        _dibregman,
+        (
+            *COMMON,
+            *AUXILIARY,
+            "divergence",
+            "classifier",
+            "reference",
+            "reference_steps",
+            "logit_clip",
+            "ratio_clip",
+            "ratio_mean",
+            "weight_mean",
+            "adversarial",
+        ),
+    ),
+}
