@@ -1,0 +1,355 @@
+"""Di-Bregman on one-dimensional Gaussians, whose scores and ratios are known, and on a Gaussian bridge."""
+
+import functools
+
+import gaussian
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ibmd_jax.bridges import Brownian
+from ibmd_jax.bridges.diffusion import Cosine
+from ibmd_jax.bridges.parametrisations import x_0
+from ibmd_jax.core.streams import normal, stream
+from ibmd_jax.core.types import Batch
+from ibmd_jax.methods.dibregman import DIVERGENCES, Classifier, dibregman, on_features, power
+from ibmd_jax.networks.adapters import from_linen
+from ibmd_jax.networks.denoiser import make_denoiser
+from ibmd_jax.networks.generator import told_earlier
+from ibmd_jax.networks.head import Head
+from ibmd_jax.networks.mlp import MLP
+
+BRIDGE = Cosine()
+TEACHER = {"m": jnp.float32(0.5), "s": jnp.float32(0.4)}
+STUDENT = {"m": jnp.float32(-0.3), "s": jnp.float32(0.7)}
+
+
+def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+    """The posterior mean of N(m, s^2) data; with z a sample of them: G(z) = m + s z."""
+    if z is not None:
+        return params["m"] + params["s"] * z
+    t = jnp.broadcast_to(jnp.asarray(t, x_t.dtype), x_t.shape[:1])
+    alpha, sigma = BRIDGE.alpha(t)[:, None], BRIDGE.sigma(t)[:, None]
+    part = alpha * jnp.square(params["s"]) / (jnp.square(alpha * params["s"]) + jnp.square(sigma))
+    return params["m"] + part * (x_t - alpha * params["m"])
+
+
+def log_ratio(x_t, t, p=TEACHER, q=STUDENT):
+    """log p / q of noised data."""
+
+    def log_normal(params):
+        alpha, sigma = BRIDGE.alpha(t)[:, None], BRIDGE.sigma(t)[:, None]
+        variance = jnp.square(alpha * params["s"]) + jnp.square(sigma)
+        return -jnp.square(x_t - alpha * params["m"]) / (2 * variance) - jnp.log(variance) / 2
+
+    return (log_normal(p) - log_normal(q))[:, 0]
+
+
+def knowing(logit):
+    """A classifier without parameters."""
+    return Classifier(lambda phi: {}, lambda params, phi, x_t, t, batch: logit(x_t, t))
+
+
+ANALYTIC, BLIND = knowing(log_ratio), knowing(lambda x_t, t: 0 * x_t[:, 0])
+PLAIN = {"normalise": False, "logit_clip": 0.0, "ratio_clip": (0.0, float("inf"))}
+PLAIN = {**PLAIN, "ratio_mean": False, "weight_mean": False, "noise_channels": 1, "auxiliary_updates": 1}
+
+
+def method(classifier=ANALYTIC, rates=(1.0, 0.0), **settings):
+    sgd = (optax.sgd(rate) for rate in rates)
+    return dibregman(denoise, BRIDGE, *sgd, classifier, **{**PLAIN, **settings})
+
+
+def images(key, params, examples):
+    return Batch(jnp.zeros((examples, 1)), params["m"] + params["s"] * jax.random.normal(key, (examples, 1)))
+
+
+def direction(m, key=0, student=STUDENT, auxiliary=None, examples=512):
+    """What one update of the student alone subtracts from its parameters, and the step's Info."""
+    state = m.init((student, auxiliary or student))
+    state = state._replace(ratio_mean=jnp.arange(1.0, 11.0), weight_mean=jnp.float32(3.0))
+    batch = images(jax.random.key(9), TEACHER, examples)
+    after, info = m.updates["student"].apply(state, TEACHER, batch, jax.random.key(key))
+    return jax.tree.map(lambda x, y: x - y, student, after.student), info, after
+
+
+@pytest.mark.parametrize("name", [*DIVERGENCES, -1.0, -0.4, 0.0, 0.5, 1.0, 2.0])
+def test_the_weight_is_the_second_derivative_times_r(name):
+    h, weight = DIVERGENCES[name] if isinstance(name, str) else power(name)
+    r = jnp.exp(jnp.linspace(-2, 2, 41))
+    np.testing.assert_allclose(weight(r), jax.vmap(jax.grad(jax.grad(h)))(r) * r, rtol=2e-4)
+    assert jnp.all(weight(r) > 0)
+
+
+def test_powers_include_three_of_the_names():
+    r = jnp.asarray([0.3, 2.0])
+    for name, exponent in (("reverse_kl", 0.0), ("pearson", 1.0), ("forward_kl", -1.0)):
+        np.testing.assert_allclose(power(exponent).weight(r), DIVERGENCES[name].weight(r))
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_with_a_ratio_of_one_all_divergences_have_one_gradient(name):
+    base = direction(method(BLIND))[0]
+    found = direction(method(BLIND, divergence=DIVERGENCES[name]))[0]
+    scale = float(DIVERGENCES[name].weight(jnp.float32(1.0)))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, scale * y, rtol=1e-5), found, base)
+
+
+def test_reverse_kl_is_dmd():
+    """DMD: E w(t) (s_fake - s_real)(x_t) dx_t/dtheta, w = sigma^2 / alpha^2 against omega = 1."""
+    m, n, auxiliary = method(), 512, {"m": jnp.float32(-0.2), "s": jnp.float32(0.9)}
+    found, _, _ = direction(m, auxiliary=auxiliary)
+    key = jax.random.key(0)
+    t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
+    keys = jax.random.split(stream(key, "examples"), n)
+    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
+
+    def noised(theta):
+        return BRIDGE.alpha(t)[:, None] * (theta["m"] + theta["s"] * z) + BRIDGE.sigma(t)[:, None] * eps
+
+    x_t, pull = jax.vjp(noised, STUDENT)
+    fake, real = (BRIDGE.score(denoise(p, x_t, t), x_t, t) for p in (auxiliary, TEACHER))
+    w = jnp.square(BRIDGE.sigma(t) / BRIDGE.alpha(t))[:, None]
+    (expected,) = pull(w * (fake - real) / n)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_the_gradient_is_that_of_the_divergence(name):
+    """For one t and w = 1: E_{p_t} h(q_t / p_t) by quadrature, differentiated, against the mean of (3)."""
+    n, alpha, sigma = 40_000, float(BRIDGE.alpha(jnp.float32(0.5))), float(BRIDGE.sigma(jnp.float32(0.5)))
+    m = method(
+        divergence=DIVERGENCES[name],
+        student_weight=lambda bridge, t: jnp.full_like(t, (alpha / sigma) ** 2),  # w = 1
+        time_sampler=lambda key, batch, t_min, t_max: jnp.full((batch,), 0.5),
+    )
+    found, _, _ = direction(m, examples=n)
+    x = jnp.linspace(-8, 8, 4001)[:, None]
+
+    def objective(theta):
+        d = log_ratio(x, jnp.full(len(x), 0.5), q=theta)  # log p / q
+        variance = jnp.square(alpha * TEACHER["s"]) + sigma**2
+        p = jnp.exp(-jnp.square(x - alpha * TEACHER["m"]) / (2 * variance)) / jnp.sqrt(2 * np.pi * variance)
+        return (p[:, 0] * DIVERGENCES[name].h(jnp.exp(-d))).sum() * (x[1, 0] - x[0, 0])
+
+    expected = jax.grad(objective)(STUDENT)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0.06, atol=0.01), found, expected)
+
+
+def quadratic():
+    """A classifier with the right form at one time: its parameters are a polynomial's."""
+    zero = {"c": jnp.zeros(3)}
+    return Classifier(
+        lambda phi: zero, lambda p, phi, x, t, batch: p["c"][0] + p["c"][1] * x[:, 0] + p["c"][2] * x[:, 0] ** 2
+    )
+
+
+@pytest.mark.usefixtures("lenient")
+def test_the_classifier_finds_the_ratio():
+    m = dibregman(
+        denoise,
+        BRIDGE,
+        optax.sgd(0.0),
+        optax.adam(optax.linear_schedule(0.05, 0.0, 600)),
+        quadratic(),
+        time_sampler=lambda key, batch, t_min, t_max: jnp.full((batch,), 0.4),
+        **PLAIN,
+    )
+
+    @jax.jit
+    def run(state):
+        def body(state, i):
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(2), i))
+            return m.updates["auxiliary"].apply(state, TEACHER, images(keys[0], TEACHER, 2048), keys[1])
+
+        return jax.lax.scan(body, state, jnp.arange(600, dtype=jnp.uint32))
+
+    state, (_, told, _) = run(m.init((STUDENT, STUDENT)))
+    x, t = jnp.linspace(-0.8, 1.1, 20)[:, None], jnp.full(20, 0.4)
+    found = jnp.exp(-quadratic().logit(state.classifier, None, x, t, None))
+    np.testing.assert_allclose(found, jnp.exp(-log_ratio(x, t)), rtol=0.05)
+    assert told[-1] < told[0] - 0.1
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("name", ["reverse_kl", "jensen_shannon", "pearson"])
+def test_a_gaussian_is_recovered(name):
+    """Student, auxiliary network and classifier are trained together, with all stabilisers on."""
+
+    def logit(p, phi, x, t, batch):
+        x, a, s = x[:, 0], BRIDGE.alpha(t), BRIDGE.sigma(t)
+        terms = jnp.stack([a**2, a * x, a**2 * x**2, a**2 * s**2, a * x * s**2, (a * s * x) ** 2], 1)
+        return terms @ p["c"]
+
+    n = 1500
+    rate = optax.cosine_decay_schedule(0.02, n)
+    m = dibregman(
+        denoise,
+        BRIDGE,
+        optax.chain(optax.scale_by_rms(0.99), optax.scale_by_learning_rate(rate)),
+        optax.chain(optax.scale_by_rms(0.99), optax.scale_by_learning_rate(0.02)),
+        Classifier(lambda phi: {"c": jnp.zeros(6)}, logit),
+        divergence=DIVERGENCES[name],
+        noise_channels=1,
+        auxiliary_updates=2,
+        ema_decay=0.98,
+        normalise=False,
+    )
+
+    @jax.jit
+    def run(state):
+        def body(state, i):
+            keys = jax.random.split(jax.random.fold_in(jax.random.key(4), i))
+            state, info = m.step(state, TEACHER, images(keys[0], TEACHER, 3 * 512), keys[1])
+            return state, info.ratio
+
+        return jax.lax.scan(body, state, jnp.arange(n, dtype=jnp.uint32))
+
+    state, ratios = run(m.init((STUDENT, STUDENT)))
+    np.testing.assert_allclose(state.ema["m"], TEACHER["m"], rtol=0.02)
+    np.testing.assert_allclose(jnp.square(state.ema["s"]), jnp.square(TEACHER["s"]), rtol=0.02)
+    np.testing.assert_allclose(ratios[-50:].mean(), 1, atol=0.1)
+
+
+def test_on_a_conditional_bridge_the_truth_is_a_fixed_point_and_others_move_to_it():
+    bridge, truth = Brownian(1.0), gaussian.ONE_D
+    network = gaussian.make_conditional_denoise(bridge, truth.S)
+    other = {"M": jnp.float32([[0.3]]), "R": jnp.float32([[0.9]])}
+    m = dibregman(network, bridge, optax.sgd(0.1), optax.sgd(0.0), BLIND, **PLAIN)
+    x_T = gaussian.draw_x_T(truth, jax.random.key(0), 4096)
+    for student in (truth.params, other):
+        state = m.init((student, student))
+        after, info = m.updates["student"].apply(state, truth.params, Batch(x_T), jax.random.key(1))
+        moved = jax.tree.map(lambda x, y, z: jnp.abs(x - z) - jnp.abs(y - z), student, after.student, truth.params)
+        if student is other:
+            assert all(v > 0.003 for v in jax.tree.leaves(moved))
+        else:
+            np.testing.assert_allclose(info.student_grad_norm, 0, atol=1e-6)
+
+
+def test_the_stabilisers_by_hand():
+    n, key = 512, jax.random.key(0)
+    t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
+    keys = jax.random.split(stream(key, "examples"), n)
+    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
+    made = STUDENT["m"] + STUDENT["s"] * z
+    x_t = BRIDGE.alpha(t)[:, None] * made + BRIDGE.sigma(t)[:, None] * eps
+    good, bad = denoise(TEACHER, x_t, t), denoise(STUDENT, x_t, t)
+    logit = log_ratio(x_t, t)
+    raw = jnp.exp(-logit)
+    tenth = np.minimum((np.asarray(t) * 10).astype(int), 9)
+    pearson = {"divergence": DIVERGENCES["pearson"]}
+
+    def expect(settings, omega):
+        found, _, _ = direction(method(**pearson, **settings))
+        np.testing.assert_allclose(found["m"], (omega * (bad - good)[:, 0]).mean(), rtol=1e-4)
+        np.testing.assert_allclose(found["s"], (omega * ((bad - good) * z)[:, 0]).mean(), rtol=1e-4)
+
+    expect({}, raw)
+    expect({"logit_clip": 0.5}, jnp.exp(-jnp.clip(logit, -0.5, 0.5)))
+    expect({"ratio_clip": (0.9, 1.2)}, jnp.clip(raw, 0.9, 1.2))
+    expect({"ratio_mean": True}, raw / (1.0 + tenth))
+    expect({"weight_mean": True}, raw / 3.0)
+    expect({"normalise": True}, raw / jnp.abs(made - good)[:, 0])
+
+
+def test_means_of_ratio_and_weight_follow_the_batches():
+    _, info, after = direction(method(divergence=DIVERGENCES["pearson"]))
+    decay = 2 / 11  # of the first update
+    np.testing.assert_allclose(after.weight_mean, decay * 3.0 + (1 - decay) * info.weight, rtol=1e-5)
+    only = method(time_sampler=lambda key, batch, t_min, t_max: jnp.full((batch,), 0.25))
+    _, info, after = direction(only)
+    expected = np.arange(1.0, 11.0)
+    expected[2] = decay * 3.0 + (1 - decay) * float(info.ratio)
+    np.testing.assert_allclose(after.ratio_mean, expected, rtol=1e-5)
+
+
+def test_the_adversarial_term_lowers_softplus_of_minus_the_logit():
+    plain, _, _ = direction(method())
+    found, _, _ = direction(method(adversarial=0.7))
+    n, key = 512, jax.random.key(0)
+    t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
+    keys = jax.random.split(stream(key, "examples"), n)
+    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
+
+    def term(theta):
+        x_t = BRIDGE.alpha(t)[:, None] * (theta["m"] + theta["s"] * z) + BRIDGE.sigma(t)[:, None] * eps
+        return jax.nn.softplus(-log_ratio(x_t, t)).mean()
+
+    expected = jax.tree.map(lambda x, y: x + 0.7 * y, plain, jax.grad(term)(STUDENT))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4), found, expected)
+
+
+@functools.cache
+def networks():
+    bridge, network = Cosine(), from_linen(MLP(out_channels=2, width=16, depth=2))
+    net = make_denoiser(network, bridge, x_0)
+    x = jax.random.normal(jax.random.key(0), (12, 4, 4, 2))
+    phi = network.init(jax.random.key(1), x[:1], jnp.zeros(1))
+    phi = jax.tree.map(lambda v: v + 0.1 * jax.random.normal(jax.random.key(8), v.shape), phi)
+    head = Head(8)
+    params = head.init(jax.random.key(2), jnp.zeros((1, 4, 4, 16)))["params"]
+    params = jax.tree.map(lambda v: v + 0.1, params)
+    return bridge, net, phi, (lambda: params, lambda p, h: head.apply({"params": p}, h)), x
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_head_on_the_features_of_a_network(own):
+    _, net, phi, head, x = networks()
+    judge = on_features(net, *head, own)
+    params, t, batch = judge.init(phi), jnp.full(12, 0.4), Batch(x)
+    other = jax.tree.map(lambda v: v + 0.3, phi)
+    logit = judge.logit(params, other, x, t, batch)
+    used = phi if own else other
+    np.testing.assert_allclose(logit, head[1](params["head"], net(used, x, t, x, features=True)[1]), rtol=1e-5)
+    by_params, by_phi = jax.grad(lambda a, b: judge.logit(a, b, x, t, batch).sum(), (0, 1))(params, other)
+    assert optax.tree.norm(by_params["head"]) > 0
+    assert optax.tree.norm(by_phi) == 0
+    assert ("network" in by_params) == own
+    if own:
+        assert optax.tree.norm(by_params["network"]) > 0
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_microbatches_change_nothing(own):
+    bridge, net, phi, head, x = networks()
+    found = []
+    for accumulate in (1, 3):
+        m = dibregman(
+            net,
+            bridge,
+            optax.sgd(0.1),
+            optax.sgd(0.1),
+            on_features(net, *head, own),
+            auxiliary_updates=1,
+            divergence=power(0.5),
+            student_denoise=told_earlier(net, bridge, 0.7),
+            accumulate=accumulate,
+        )
+        start = jax.tree.map(lambda v: v + 0.05, phi)
+        state, info = jax.jit(m.step)(m.init((start, phi)), phi, Batch(x, 0.3 * x[::-1]), jax.random.key(3))
+        assert all(np.isfinite(v) for v in info)
+        found.append((state, info))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6), *found)
+
+
+def test_the_reference_may_be_the_teachers_samples():
+    m = method(reference=lambda teacher, key, batch: jnp.full_like(batch.x_T, teacher["m"]), rates=(0.0, 0.1))
+    same = method(rates=(0.0, 0.1))
+    x_T = jnp.zeros((8, 1))
+    state, key = m.init((STUDENT, STUDENT)), jax.random.key(0)
+    found, _ = m.updates["auxiliary"].apply(state, TEACHER, Batch(x_T), key)
+    expected, _ = same.updates["auxiliary"].apply(state, TEACHER, Batch(x_T, x_T + TEACHER["m"]), key)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    with pytest.raises(ValueError, match="needs clean images, or a reference"):
+        same.updates["auxiliary"].apply(state, TEACHER, Batch(x_T), key)
+
+
+def test_samples_are_the_students_in_one_step():
+    m, batch = method(), Batch(jnp.zeros((2000, 1)))
+    x = m.sample(STUDENT, jax.random.key(0), batch)
+    np.testing.assert_allclose([x.mean(), x.std()], [-0.3, 0.7], atol=0.05)
+    with pytest.raises(ValueError, match="has one step, not 2"):
+        m.sample(STUDENT, jax.random.key(0), batch, steps=2)
