@@ -17,7 +17,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration file, with an optional variant: configs/inpaint.py:quicktest.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run. Default: runs/ and the configuration's name.")
-MODES = ["all", "teacher", "distill", "evaluate", "sample"]  # those of train/job.py, which is slow to import
+MODES = ["all", "teacher", "distill", "evaluate", "sample", "compare"]  # those of train/job.py, which is slow to import
 _MODE = flags.DEFINE_enum(
     "mode",
     "all",

@@ -107,7 +107,7 @@ def test_ot_ode_makes_a_bridge_deterministic():
     ("field", "value", "message"),
     [
         ("bridge", {"name": "ddbm"}, "unknown bridge 'ddbm'.*Did you mean 'ddbm_vp'"),
-        ("bridge", {"name": "edm"}, "EDM starts from pure noise, which no corruption makes"),
+        ("bridge", {"name": "edm"}, "EDM starts from noise of deviation 80: set .*'pure-noise', 'std': 80}"),
         ("bridge", {"name": "flow"}, "config.parametrisation: it is not finite on all of"),
         ("bridge", {"name": "brownian", "epsilon": -1.0}, "config.bridge: .* not finite"),
         ("bridge", {"name": "brownian", "epsilon": "x"}, "config.bridge: "),

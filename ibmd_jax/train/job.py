@@ -6,6 +6,7 @@ WORKDIR/config.json              the configuration that owns the folder
         pictures/                image grids made while training
         report.json, samples.png the evaluation
         samples/                 restored images, one file each (--mode=sample)
+        consistency.{json,png}, interpolation.png    student and teacher from the same noise (--mode=compare)
 """
 
 import functools
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
@@ -29,6 +31,7 @@ from ibmd_jax.core.types import Array, Batch, Params
 from ibmd_jax.methods.base import Method
 from ibmd_jax.networks.generator import with_new_inputs
 from ibmd_jax.train.checkpoint import load_params
+from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
 from ibmd_jax.train.pictures import save_curves, save_grid
@@ -328,12 +331,51 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     say(f"Wrote {n} restored images to {folder / 'samples'}.")
 
 
+INTERPOLATED = 9  # images of a line, both ends among them
+
+
+def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
+    """What teacher and student make of the same noise: their consistency, and pictures of it and of lines in noise."""
+    if not job.generates:
+        raise UserError("--mode=compare is for models that generate: config.data.corruption is not 'pure-noise'")
+    if job.features is None:
+        raise UserError("--mode=compare needs features: set config.evaluate.features")
+    (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
+    nfe, steps = list(job.teacher_steps.items())[-1]
+    slow = functools.partial(jax.jit(functools.partial(job.teacher.sample, steps=steps)), teacher)
+    fast = functools.partial(jax.jit(job.distill.sample), student)
+    key, n, test = _key(job, "compare"), job.test().x_T.shape[0], job.test()
+    parts = split(test, job.config["evaluate"]["batch_size"])
+    images = {
+        "student": np.concatenate([to_host(fast(key, part)) for part in parts])[:n],
+        f"teacher {nfe}": np.concatenate([to_host(slow(key, part)) for part in parts])[:n],
+    }
+    seen = [np.asarray(job.features(x)) for x in images.values()]
+    mean = np.asarray(job.features(test.x_0)).mean(0)
+    found = {"same noise": cosine(*seen, mean), "other noise": cosine(seen[0], np.roll(seen[1], 1, 0), mean)}
+    rows = np.linspace(0, n - 1, PICTURE_EXAMPLES).astype(int)
+    save_grid(folder / "consistency.png", {name: x[rows] for name, x in images.items()})
+
+    ends = jax.tree.map(lambda x: x[:PICTURE_EXAMPLES], test)
+    lines = {}
+    for name, line in (("straight", straight), ("slerp", spherical)):
+        for i in range(INTERPOLATED):
+            x_T = line(ends.x_T, jnp.roll(ends.x_T, 1, 0), i / (INTERPOLATED - 1))
+            lines[f"{name} {i}/{INTERPOLATED - 1}"] = fast(key, ends._replace(x_T=x_T))
+    save_grid(folder / "interpolation.png", lines)
+    say("Cosine of the features of student and teacher, from " + ", ".join(f"{k}: {v:.3f}" for k, v in found.items()))
+    say(f"Wrote consistency.json, consistency.png and interpolation.png in {folder}.")
+    if is_first():
+        (folder / "consistency.json").write_text(json.dumps({**found, "images": n, "teacher NFE": nfe}, indent=1))
+
+
 MODES: dict[str, tuple[Callable[[Job, Path, dict[str, float]], None], ...]] = {
     "all": (train_teacher, distill, evaluate_both),
     "teacher": (train_teacher,),
     "distill": (distill,),
     "evaluate": (evaluate_both,),
     "sample": (sample,),
+    "compare": (compare,),
 }
 
 
