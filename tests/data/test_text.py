@@ -50,7 +50,7 @@ def test_names_are_near_where_they_share_words():
     assert cosine("grinning face", "crying face") > 0.3
     assert cosine("grinning face", "Face, grinning") == pytest.approx(1)
     assert cosine("kyrgyzstan flag", "romania flag") > cosine("kyrgyzstan flag", "guitar") + 0.2
-    assert cosine("woman and woman", "woman") < 0.99  # words are counted
+    assert cosine("kiss woman woman", "kiss woman") < 0.99  # words are counted
 
 
 def test_the_emoji_bring_their_names():
