@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ibmd_jax.bridges import DDBMVP, OtOde
-from ibmd_jax.build import build, build_data
+from ibmd_jax.build import build, build_data, build_model
 from ibmd_jax.build.model import _bridge
 from ibmd_jax.convert.__main__ import main as convert
 from ibmd_jax.core.errors import UserError
@@ -207,3 +207,13 @@ def test_what_does_not_fit_an_embedding_is_named(network, source, message):
     for function in (build, build_data):
         with pytest.raises(UserError, match=message):
             function(config)
+
+
+@pytest.mark.parametrize("field", ["classes", "embedding"])
+def test_teachers_of_a_task_each_are_refused_where_they_are_conditioned(monkeypatch, field):
+    config = quicktest()
+    own = {"network": {"name": "unet", field: 4}, "bridge": {"name": "i2sb"}, "parametrisation": {"name": "i2sb"}}
+    monkeypatch.setattr("ibmd_jax.build.model.read_meta", lambda folder: {"model": own})
+    config.teacher.update(checkpoint="a,b", combine="by_label")
+    with pytest.raises(UserError, match=f"a has network.{field}: teachers that are combined by_label see no cond"):
+        build_model(config)
