@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from ibmd_jax.bridges import DDBMVP, OtOde
-from ibmd_jax.build import build, build_data
+from ibmd_jax.build import build, build_data, build_model
 from ibmd_jax.build.model import _bridge
 from ibmd_jax.convert.__main__ import main as convert
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.corruptions import corruption
+from ibmd_jax.data.emoji import name_embeddings, rows_of
 from ibmd_jax.train.checkpoint import load_params
 from ibmd_jax.train.job import load_teacher, run
 
@@ -170,3 +171,49 @@ def test_the_label_of_a_mixture_reaches_a_network_with_classes():
     config.network.classes = 2
     with pytest.raises(UserError, match=r"config.network.classes = 2: config.data.corruption gives 3 labels"):
         build_data(config)
+
+
+def test_the_names_of_the_emoji_reach_a_network_with_an_embedding():
+    config = quicktest()
+    config.data.source = "emoji:names"
+    assert next(build_data(config).batches("teacher", 8)(0)).cond is None
+    with config.unlocked():
+        config.network.embedding = 128
+    data = build_data(config)
+    expected = {x.tobytes() for x in name_embeddings()[rows_of("train")]}
+    cond = next(data.batches("teacher", 8)(0)).cond
+    assert (cond.shape, cond.dtype) == ((8, 128), jnp.float32)
+    assert {x.tobytes() for x in np.asarray(cond)} <= expected
+    first = rows_of("test")[: config.evaluate.examples]
+    np.testing.assert_array_equal(data.test_batch().cond, name_embeddings()[first])
+    job = build(config)
+    assert jax.eval_shape(job.init_params, jax.random.key(0))["text_emb"]["kernel"].shape == (128, 64)
+
+
+@pytest.mark.parametrize(
+    ("network", "source", "message"),
+    [
+        ({"embedding": 128}, "emoji", "emoji .train. has no text, which config.network.embedding = 128 asks for: set"),
+        ({"embedding": 64}, "emoji:names", "embedding = 64: the text of emoji:names .train. has .*; set it to 128"),
+        ({"embedding": 128, "classes": 3}, "emoji:names", "config.network.classes and .embedding are both set"),
+        ({"name": "mlp", "embedding": 128}, "emoji:names", "config.network has no field"),
+    ],
+)
+def test_what_does_not_fit_an_embedding_is_named(network, source, message):
+    config = quicktest()
+    config.data.source = source
+    with config.unlocked():
+        config.network.update(network)
+    for function in (build, build_data):
+        with pytest.raises(UserError, match=message):
+            function(config)
+
+
+@pytest.mark.parametrize("field", ["classes", "embedding"])
+def test_teachers_of_a_task_each_are_refused_where_they_are_conditioned(monkeypatch, field):
+    config = quicktest()
+    own = {"network": {"name": "unet", field: 4}, "bridge": {"name": "i2sb"}, "parametrisation": {"name": "i2sb"}}
+    monkeypatch.setattr("ibmd_jax.build.model.read_meta", lambda folder: {"model": own})
+    config.teacher.update(checkpoint="a,b", combine="by_label")
+    with pytest.raises(UserError, match=f"a has network.{field}: teachers that are combined by_label see no cond"):
+        build_model(config)

@@ -76,8 +76,8 @@ def test_a_step_traces_at_full_size(row):
     n, (h, w, c) = config.distill.batch_size * model.distill.batches, model.image_shape
     x_T = jax.ShapeDtypeStruct((n, h, w, c), jnp.float32)
     mask = jax.ShapeDtypeStruct((n, h, w, 1), bool) if row.startswith("inpaint") else None
-    labels = jax.ShapeDtypeStruct((n,), jnp.int32) if model.labels else None
-    after, info = jax.eval_shape(model.distill.step, state, teacher, Batch(x_T, None, mask, labels), key)
+    cond = model.conditioning.example(n)
+    after, info = jax.eval_shape(model.distill.step, state, teacher, Batch(x_T, None, mask, cond), key)
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, state)
     assert info.loss.shape == ()
 

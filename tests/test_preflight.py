@@ -95,6 +95,19 @@ def test_a_chip_holds_its_share_of_the_states(split):
     assert split.microbatch == 2
 
 
+@pytest.mark.parametrize(
+    ("network", "shape", "dtype"), [({"classes": 5}, (8,), jnp.int32), ({"embedding": 16}, (8, 16), jnp.float32)]
+)
+def test_the_batch_has_what_the_network_is_conditioned_on(split, network, shape, dtype):
+    found = config()
+    with found.unlocked():
+        found.network = {"name": "dit", "channels": 16, "depth": 1, "heads": 2, "conditional": False, **network}
+    cond = preflight.make_job(found, "distill", jax.devices()).batch.cond
+    assert (cond.shape, cond.dtype) == (shape, dtype)
+    assert cond.sharding.shard_shape(shape)[0] == 2
+    assert split.batch.cond is None
+
+
 @pytest.mark.usefixtures("lenient")
 def test_an_update_is_compiled_and_measured(split):
     assert {name: update.count for name, update in split.method.updates.items()} == {"auxiliary": 2, "student": 1}

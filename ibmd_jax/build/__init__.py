@@ -13,7 +13,7 @@ import ml_collections
 from ibmd_jax.build.data import Data, data_of
 from ibmd_jax.build.fields import make, naming_fields
 from ibmd_jax.build.methods import is_noise
-from ibmd_jax.build.model import Model, make_network, model_of, with_given_model
+from ibmd_jax.build.model import Model, conditioning_of, make_network, model_of, with_given_model
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array
 from ibmd_jax.metrics.features import FEATURES
@@ -42,11 +42,11 @@ def build_data(config: ml_collections.ConfigDict) -> Data:
         if all(Path(folder).is_dir() for folder in given):
             c = with_given_model(c)
         shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
-        return data_of(c, shape, getattr(make_network(c["network"])[0], "classes", 0))
+        return data_of(c, shape, conditioning_of(make_network(c["network"])[0]))
 
 
 def _job(c: dict[str, Any], model: Model) -> Job:
-    data = data_of(c, model.image_shape, model.labels)
+    data = data_of(c, model.image_shape, model.conditioning)
     d = c["distill"]
     if not data.clean and tuple(d.get("real_data", (1, 1))) != (1, 1):
         raise UserError("config.distill.real_data needs clean images, and config.data.source has none: set (1.0, 1.0)")

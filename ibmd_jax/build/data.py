@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.core.types import Array, Batch
+from ibmd_jax.core.types import Array, Batch, Conditioning
 from ibmd_jax.corruptions import Corrupted, corruption, label_count
 from ibmd_jax.data import open_source
 from ibmd_jax.data.pipeline import ahead, check_example, check_labels, examples, make_corrupt
@@ -31,27 +31,27 @@ class Data(NamedTuple):
     test_batch: Callable[[], Batch]
 
 
-def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], labels: int) -> Data:
-    """Opens and checks the data of a plain configuration. labels: classes of the network, 0 for none."""
+def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: Conditioning) -> Data:
+    """Opens and checks the data of a plain configuration. conditioning: what its network takes as cond."""
     mesh, data = make_mesh(), c["data"]
     for field in ("teacher.batch_size", "distill.batch_size", "evaluate.batch_size"):
         section, name = field.split(".")
         check_divisible(f"config.{field}", c[section][name], mesh, c[section].get("accumulate", 1))
     corrupts = _corruption(data["corruption"], image_shape)
     tasks = label_count(data["corruption"]) if corrupts else 0
-    if labels and tasks > labels:
-        raise UserError(f"config.network.classes = {labels}: config.data.corruption gives {tasks} labels")
-    given = 0 if tasks else labels  # the labels that the source has to bring
+    if 0 < conditioning.classes < tasks:
+        raise UserError(f"config.network.classes = {conditioning.classes}: config.data.corruption gives {tasks} labels")
+    given = conditioning._replace(classes=0) if tasks else conditioning  # what the source has to bring
     options = Options(**{name: data[name] for name in Options._fields})
     train, test = (open_source(data["source"], split, options) for split in ("train", "test"))
     for split, source in (("train", train), ("test", test)):
         check_example(source[0], corrupts is not None, given, f"{data['source']} ({split})")
 
     def corrupt(stage: str) -> Callable[[Example, Array], Batch]:
-        return make_corrupt(corrupts, c["seed"], stage, labels)
+        return make_corrupt(corrupts, c["seed"], stage, conditioning)
 
     def check(example: Example) -> None:
-        check_labels(example, given)
+        check_labels(example, given.classes)
 
     return Data(
         train,

@@ -14,7 +14,7 @@ from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS, uniform_grid
 from ibmd_jax.build.fields import check_names, make
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.streams import stream
-from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
+from ibmd_jax.core.types import Array, Batch, Conditioning, Denoise, Key, Params
 from ibmd_jax.methods.base import WEIGHTS, Method, product
 from ibmd_jax.methods.dibregman import DIVERGENCES, Divergence, power
 from ibmd_jax.networks.generator import told_earlier
@@ -64,7 +64,7 @@ class Parts(NamedTuple):
     """What methods are made of.
 
     denoise: the student's network; init_params(key, noise_channels) its parameters. teacher_denoise: the teacher's
-    where that is another one. native: the weight of the parametrisation. labels: classes of the network, 0 for none.
+    where that is another one. native: the weight of the parametrisation. conditioning: what the network takes as cond.
     """
 
     denoise: Denoise
@@ -74,7 +74,7 @@ class Parts(NamedTuple):
     native: Callable[..., Array]
     sampling: Sampling
     image_shape: tuple[int, int, int]
-    labels: int
+    conditioning: Conditioning
     dropout: bool
 
 
@@ -155,7 +155,8 @@ def _from_noise(c: dict[str, Any], parts: Parts) -> dict[str, Any]:
 
 def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
     d = c["distill"]
-    if d["blind"] and parts.labels < 2:
+    classes = parts.conditioning.classes
+    if d["blind"] and classes < 2:
         raise UserError(
             "config.distill.blind needs a network with classes: the last label is what a blind student sees"
         )
@@ -166,7 +167,7 @@ def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
         "dropout": parts.dropout,
         "real_data": tuple(d["real_data"]),
         "teacher_denoise": parts.teacher_denoise,
-        "student_label": parts.labels - 1 if d["blind"] else None,
+        "student_label": classes - 1 if d["blind"] else None,
     }
     most = d["student_steps"]
     steps = tuple(n for n in sorted({1, 2, 4, most}) if n <= most)
@@ -234,7 +235,7 @@ def _head(parts: Parts, key: Key) -> tuple[Callable[[], Params], Callable[..., A
 
     def features() -> Array:
         x = jnp.zeros((1, *parts.image_shape))
-        cond = jnp.zeros(1, jnp.int32) if parts.labels else None
+        cond = parts.conditioning.example(1)
         return parts.denoise(parts.init_params(key, 0), x, jnp.ones(1), x, cond, features=True)[1]
 
     shape = jax.eval_shape(features).shape

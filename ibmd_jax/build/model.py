@@ -15,7 +15,7 @@ from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
 from ibmd_jax.build.fields import check_names, check_ranges, make
 from ibmd_jax.build.methods import Parts, Sampling, is_noise, sampling_of, steps_of, student_of, teacher_of
 from ibmd_jax.core.errors import UserError, lookup
-from ibmd_jax.core.types import Array, Denoise, Network
+from ibmd_jax.core.types import Array, Conditioning, Denoise, Network
 from ibmd_jax.methods.base import Method
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.networks.adapters import from_linen
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Model(NamedTuple):
     """All of a configuration that needs no data. Its functions can be lowered, or evaluated for their shapes alone.
 
-    labels: number of classes of the network, 0 for none. teacher_steps: NFE -> steps of the teacher's sampler;
+    conditioning: what its network takes as cond. teacher_steps: NFE -> steps of the teacher's sampler;
     student_steps: numbers of steps that the student can take.
     init_teachers: one function like init_params for each of several given teachers; empty for a single one.
     """
@@ -39,7 +39,7 @@ class Model(NamedTuple):
     teacher: Method
     distill: Method
     image_shape: tuple[int, int, int]
-    labels: int
+    conditioning: Conditioning
     teacher_steps: dict[int, int]
     student_steps: tuple[int, ...]
     init_teachers: tuple[Callable[..., Any], ...]
@@ -85,8 +85,9 @@ def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
     network = dict(models[0]["network"])
     if c["teacher"]["combine"] == "by_label":
         for folder, model in zip(folders, models, strict=True):
-            if model["network"].get("classes", 0):
-                raise UserError(f"{folder} has class labels: teachers that are combined by_label have none")
+            for field in Conditioning._fields:
+                if model["network"].get(field, 0):
+                    raise UserError(f"{folder} has network.{field}: teachers that are combined by_label see no cond")
         network["classes"] = len(folders) + bool(c["distill"]["blind"])
     network |= {name: c["network"][name] for name in COMPUTING if name in c["network"]}
     return {**c, **models[0], "network": network, "teacher": {**c["teacher"], "models": models}}
@@ -97,7 +98,7 @@ class Denoiser(NamedTuple):
 
     denoise: Denoise
     init: Callable[..., Any]
-    labels: int
+    conditioning: Conditioning
     dropout: bool
 
 
@@ -105,13 +106,13 @@ def _denoiser(
     network: dict[str, Any], parametrisation: Callable[..., Any], bridge: Bridge, image_shape: tuple[int, int, int]
 ) -> Denoiser:
     module, conditional = make_network(network)
-    labels, linen = getattr(module, "classes", 0), from_linen(module)
+    conditioning, linen = conditioning_of(module), from_linen(module)
 
     def init_params(key: Array, noise_channels: int = 0) -> Any:
-        return init_denoiser(linen, key, image_shape, conditional, noise_channels, labels > 0)
+        return init_denoiser(linen, key, image_shape, conditional, noise_channels, conditioning.example())
 
     denoise = make_denoiser(linen, bridge, parametrisation, conditional)
-    return Denoiser(denoise, init_params, labels, getattr(module, "dropout", 0.0) > 0)
+    return Denoiser(denoise, init_params, conditioning, getattr(module, "dropout", 0.0) > 0)
 
 
 def model_of(c: dict[str, Any]) -> Model:
@@ -121,13 +122,13 @@ def model_of(c: dict[str, Any]) -> Model:
     _check_noise(c["data"]["corruption"], bridge)
     parametrisation = _parametrisation(c["parametrisation"])
     image_shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
-    denoise, init_params, labels, dropout = _denoiser(c["network"], parametrisation, bridge, image_shape)
+    denoise, init_params, conditioning, dropout = _denoiser(c["network"], parametrisation, bridge, image_shape)
     sampling = sampling_of(c["evaluate"]["sampler"], bridge)
     _check_numbers(bridge, parametrisation, sampling, c["teacher"]["t_min"])
 
     def output(params: Any) -> Array:
         x = jnp.zeros((1, *image_shape))
-        return denoise(params, x, jnp.ones(1), x, jnp.zeros(1, jnp.int32) if labels else None)
+        return denoise(params, x, jnp.ones(1), x, conditioning.example())
 
     try:
         made = jax.eval_shape(lambda: output(init_params(jax.random.key(0))))
@@ -141,14 +142,14 @@ def model_of(c: dict[str, Any]) -> Model:
         for model in c["teacher"].get("models", [])
     ]
     combined, native = _combined(c, given), native_weight(parametrisation)
-    parts = Parts(denoise, init_params, combined, bridge, native, sampling, image_shape, labels, dropout)
+    parts = Parts(denoise, init_params, combined, bridge, native, sampling, image_shape, conditioning, dropout)
     student, student_steps = student_of(c, parts)
     return Model(
         init_params,
         teacher_of(c, parts),
         student,
         image_shape,
-        labels,
+        conditioning,
         steps_of(c["evaluate"]["nfe"], sampling.evaluations),
         student_steps,
         tuple(d.init for d in given),
@@ -177,6 +178,14 @@ def make_network(settings: dict[str, Any]) -> tuple[Any, bool]:
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     conditional = settings.pop("conditional")
     return make("network", lookup(NETWORKS, settings.pop("name"), "network"), settings), conditional
+
+
+def conditioning_of(module: Any) -> Conditioning:
+    """What a module takes as cond: its fields `classes` and `embedding`. Raises: UserError where both are set."""
+    found = Conditioning(*(getattr(module, field, 0) for field in Conditioning._fields))
+    if all(found):
+        raise UserError("config.network.classes and .embedding are both set: a network takes labels or embeddings")
+    return found
 
 
 def _bridge(settings: dict[str, Any]) -> Bridge:

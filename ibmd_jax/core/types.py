@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
+import jax.numpy as jnp
 
 Array = jax.Array
 Key = chex.PRNGKey
@@ -32,6 +33,19 @@ class Batch(NamedTuple):
     x_0: Array | None = None
     mask: Array | None = None
     cond: Any = None
+
+
+class Conditioning(NamedTuple):
+    """What a network takes as cond: labels [B] int32, embeddings [B, embedding] float32, or None where both are 0."""
+
+    classes: int = 0
+    embedding: int = 0
+
+    def example(self, batch: int = 1) -> jax.Array | None:
+        """Zeros in the shape and dtype of cond."""
+        if self.embedding:
+            return jnp.zeros((batch, self.embedding), jnp.float32)
+        return jnp.zeros((batch,), jnp.int32) if self.classes else None
 
 
 class Network(NamedTuple):

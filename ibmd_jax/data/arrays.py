@@ -1,4 +1,4 @@
-"""Arrays in a file: npz:FILE with x_0 and/or x_T [N, H, W, C] uint8, and optionally label [N]."""
+"""Arrays in a file: npz:FILE with x_0 and/or x_T [N, H, W, C] uint8, and optionally label [N], text [N, D]."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from ibmd_jax.data.source import Example, Options, split_indices
 
 
 class Arrays:
-    """A source of rows of equally long arrays under the names x_0, x_T and label."""
+    """A source of rows of equally long arrays under the names x_0, x_T, label and text."""
 
     def __init__(self, arrays: dict[str, np.ndarray], rows: np.ndarray, options: Options):
         self.arrays, self.rows, self.options = arrays, rows, options
@@ -20,12 +20,14 @@ class Arrays:
 
     def __getitem__(self, index: int) -> Example:
         row = {name: a[self.rows[index]] for name, a in self.arrays.items()}
-        return {
-            name: np.int32(value)
-            if name == "label"
-            else from_array(value, self.options, self.options.filter_T if name == "x_T" else "")
-            for name, value in row.items()
-        }
+        return {name: self._read(name, value) for name, value in row.items()}
+
+    def _read(self, name: str, value: np.ndarray) -> np.ndarray:
+        if name == "label":
+            return np.int32(value)
+        if name == "text":
+            return value.astype(np.float32)
+        return from_array(value, self.options, self.options.filter_T if name == "x_T" else "")
 
 
 def npz(where: str, split: str, options: Options) -> Arrays:
@@ -33,14 +35,14 @@ def npz(where: str, split: str, options: Options) -> Arrays:
     path = Path(where).expanduser()
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x_0", "x_T", "label") if name in file}
+            arrays = {name: file[name] for name in ("x_0", "x_T", "label", "text") if name in file}
             names = list(file)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except Exception as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not arrays.keys() & {"x_0", "x_T"}:
-        raise UserError(f"{path} holds {', '.join(names) or 'nothing'}: expected x_0 and/or x_T, and optionally label")
+        raise UserError(f"{path} holds {', '.join(names) or 'nothing'}: expected x_0 and/or x_T, and label, text")
     if len({len(a) for a in arrays.values()}) > 1:
         raise UserError(f"{path}: its arrays differ in length: { {k: len(a) for k, a in arrays.items()} }")
     return Arrays(arrays, split_indices(len(next(iter(arrays.values()))), split), options)

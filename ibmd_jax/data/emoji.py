@@ -14,6 +14,7 @@ from PIL import Image
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.data.arrays import Arrays
 from ibmd_jax.data.source import Options
+from ibmd_jax.data.text import hashed_words
 
 TILE, COLUMNS = 64, 64
 SIZES = (16, 32, 64)
@@ -42,12 +43,20 @@ def rows_of(split: str) -> np.ndarray:
     return np.array([i for i, entry in enumerate(index()) if entry["split"] == wanted])
 
 
+@functools.cache
+def name_embeddings() -> np.ndarray:
+    """The names of all drawings as text, [3786, 128] float32; skin-tone variants of one emoji share theirs."""
+    return np.stack([hashed_words(entry["name"]) for entry in index()])
+
+
 def emoji(where: str, split: str, options: Options) -> Arrays:
     """The Noto drawings of a split, 3388 for "train" and 398 for "test"; their labels are the categories.
 
-    where: "", or "pairs" for the Twemoji drawings of the same emoji as x_T. Raises: UserError for another size.
+    where: "", "pairs" for the Twemoji drawings of the same emoji as x_T, or "names" for their names as text (which
+    say left and right, unlike config.data.flip). Raises: UserError for another size.
     """
-    pairs = lookup({"": False, "pairs": True}, where, "variant of the emoji set (emoji or emoji:pairs)")
+    variants = {name: name for name in ("", "pairs", "names")}
+    variant = lookup(variants, where, "variant of the emoji set (emoji, emoji:pairs or emoji:names)")
     if options.size not in SIZES:
         raise UserError(f"config.data.size = {options.size}: the emoji come in {', '.join(map(str, SIZES))} pixels")
     categories = sorted({entry["category"] for entry in index()})
@@ -55,6 +64,8 @@ def emoji(where: str, split: str, options: Options) -> Arrays:
         "x_0": tiles("noto", options.size),
         "label": np.array([categories.index(entry["category"]) for entry in index()], np.int32),
     }
-    if pairs:
+    if variant == "pairs":
         arrays["x_T"] = tiles("twemoji", options.size)
+    if variant == "names":
+        arrays["text"] = name_embeddings()
     return Arrays(arrays, rows_of(split), options)

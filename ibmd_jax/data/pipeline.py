@@ -18,11 +18,12 @@ from absl import flags
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.streams import stream
-from ibmd_jax.core.types import Array, Batch, Key
+from ibmd_jax.core.types import Array, Batch, Conditioning, Key
 from ibmd_jax.corruptions import Corrupted
 from ibmd_jax.data.source import Example, Source
 
 T = TypeVar("T")
+NOTHING = Conditioning()
 
 
 def examples(
@@ -93,7 +94,7 @@ def mirror(example: Example) -> Example:
 
 
 def make_corrupt(
-    corruption: Callable[[Key, Array], Corrupted] | None, seed: int, name: str, classes: int = 0
+    corruption: Callable[[Key, Array], Corrupted] | None, seed: int, name: str, conditioning: Conditioning = NOTHING
 ) -> Callable[[Example, Array], Batch]:
     """A jitted function (batch of a source's examples, example numbers [B]) -> Batch.
 
@@ -101,8 +102,8 @@ def make_corrupt(
 
     Args:
         corruption: makes x_T from x_0; None where the source brings x_T.
-        classes: number of labels, which become Batch.cond: those of the corruption where it gives some, else the
-            source's; 0 leaves them out.
+        conditioning: what becomes Batch.cond: with classes the labels of the corruption where it gives some, else the
+            source's; with an embedding the source's text.
     """
     base = stream(jax.random.key(seed), name)
 
@@ -115,23 +116,36 @@ def make_corrupt(
         if corruption is not None:
             keys = jax.vmap(lambda n: jax.random.fold_in(base, n))(numbers.astype("uint32"))
             x_T, mask, label = jax.vmap(corruption)(keys, x_0)
-        if classes and label is None:
+        if conditioning.embedding:
+            return Batch(x_T, x_0, mask, example["text"])
+        if conditioning.classes and label is None:
             label = example["label"]
-        return Batch(x_T, x_0, mask, label if classes else None)
+        return Batch(x_T, x_0, mask, label if conditioning.classes else None)
 
     return corrupt
 
 
-def check_example(example: Example, corrupts: bool, classes: int, where: str) -> None:
-    """Raises UserError unless the examples of a source serve: x_T given or made, labels where `classes` needs them."""
+def check_example(example: Example, corrupts: bool, conditioning: Conditioning, where: str) -> None:
+    """Raises UserError unless the examples of a source serve: x_T given or made, and what `conditioning` needs."""
     if corrupts and "x_0" not in example:
         raise UserError(f"{where} has no clean images to corrupt: set config.data.corruption to none")
     if not corrupts and "x_T" not in example:
         raise UserError(f"{where} has clean images alone: set config.data.corruption")
     if corrupts and "x_T" in example:
         raise UserError(f"{where} brings its own x_T: set config.data.corruption to none")
+    classes, embedding = conditioning
     if classes and "label" not in example:
         raise UserError(f"{where} has no labels, which config.network.classes = {classes} asks for")
+    if embedding and "text" not in example:
+        raise UserError(
+            f"{where} has no text, which config.network.embedding = {embedding} asks for: "
+            "set it to 0, or config.data.source to emoji:names or an npz file with an array text"
+        )
+    if embedding and example["text"].shape != (embedding,):
+        raise UserError(
+            f"config.network.embedding = {embedding}: the text of {where} has shape {example['text'].shape}; "
+            f"set it to {example['text'].size}"
+        )
 
 
 def check_labels(example: Example, classes: int) -> None:

@@ -45,8 +45,11 @@ def preview(config, out: Path, batches: int) -> str:
             lines.append(f"{name:5} {x.shape} {x.dtype}: {x.min():.3f} to {x.max():.3f}, mean {x.mean():.3f}")
     if batch.mask is not None:
         lines.append(f"mask  unknown: {np.mean(batch.mask):.1%} of the pixels")
-    if batch.cond is not None:
+    if batch.cond is not None and batch.cond.ndim == 1:
         lines.append(f"label {np.min(batch.cond)} to {np.max(batch.cond)} in this batch")
+    elif batch.cond is not None:
+        distinct = len(np.unique(np.asarray(batch.cond), axis=0))
+        lines.append(f"text  {batch.cond.shape} {batch.cond.dtype}: {distinct} different in this batch")
     lines.append(f"first batch after {first:.1f} s, then {rate:.0f} images/s, corruption included")
     return "\n".join([*lines, f"wrote {out}"])
 

@@ -15,6 +15,7 @@ class Source(Protocol):
     x_0:   the clean image, [H, W, C] uint8
     x_T:   the corrupted image, of the same shape, where the source brings its own
     label: class, an int32 scalar
+    text:  embedding, [D] float32
 
     with the same names and shapes for all i.
     """

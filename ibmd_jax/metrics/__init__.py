@@ -2,8 +2,9 @@
 
 from ibmd_jax.metrics.distances import feature_statistics, fid, kid
 from ibmd_jax.metrics.pixels import psnr, ssim
+from ibmd_jax.metrics.retrieval import retrieval_accuracy
 
 PIXEL_METRICS = {"psnr": psnr, "ssim": ssim}
 SET_METRICS = {"fid": fid, "kid": kid}
 
-__all__ = ["PIXEL_METRICS", "SET_METRICS", "feature_statistics", "fid", "kid", "psnr", "ssim"]
+__all__ = ["PIXEL_METRICS", "SET_METRICS", "feature_statistics", "fid", "kid", "psnr", "retrieval_accuracy", "ssim"]

@@ -13,8 +13,8 @@ from ibmd_jax.core.types import Array
 from ibmd_jax.networks.blocks import (
     AttentionBlock,
     ResBlock,
+    condition_embedding,
     conv,
-    label_embedding,
     normalise,
     recomputed,
     timestep_embedding,
@@ -33,6 +33,7 @@ class ADM(nn.Module):
     legacy_attention: the channel order of qkv, see AttentionBlock. A checkpoint of the other order loads, and is wrong.
     resblock_updown: resampling by residual blocks; otherwise by a strided convolution, or nearest neighbour and one.
     classes: number of labels in cond [B] int32; 0 for none.
+    embedding: width of cond [B, embedding] float32, instead of labels; 0 for none.
     dtype: "float32" or "bfloat16", of convolutions and attention; norms, softmax and embeddings are in float32.
     dropout: its rate in the residual blocks, wherever the caller gives a key: in bridge matching.
     remat: "none", "block" or "full": what the backward pass computes again, see blocks.recomputed.
@@ -49,6 +50,7 @@ class ADM(nn.Module):
     resblock_updown: bool = True
     scale_shift: bool = True
     classes: int = 0
+    embedding: int = 0
     groups: int = 32
     dtype: str = "float32"
     dropout: float = 0.0
@@ -56,7 +58,7 @@ class ADM(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
-        """z: noise [B, H, W, C_z], through input weights that start at zero. cond: labels where there are classes."""
+        """z: noise [B, H, W, C_z], through input weights that start at zero. cond: as `classes` or `embedding` say."""
         dtype = jnp.dtype(self.dtype)
         res_block, attention_block = recomputed(self.remat, ResBlock, AttentionBlock)
 
@@ -70,8 +72,8 @@ class ADM(nn.Module):
 
         emb = nn.Dense(4 * self.channels, name="time_embed_0")(timestep_embedding(t, self.channels))
         emb = nn.Dense(4 * self.channels, name="time_embed_2")(nn.silu(emb))
-        if self.classes:
-            emb = emb + label_embedding(cond, self.classes, 4 * self.channels)
+        given = condition_embedding(cond, self.classes, self.embedding, 4 * self.channels)
+        emb = emb if given is None else emb + given
 
         widths = [int(m * self.channels) for m in self.multipliers]
         h = conv(widths[0], 3, "input_blocks_0_0", dtype=dtype)(x.astype(dtype))

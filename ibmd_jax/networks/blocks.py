@@ -34,11 +34,24 @@ def normalise(groups: int, name: str, x: Array) -> Array:
     return group_norm(groups, name)(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def label_embedding(cond: Any, classes: int, features: int) -> Array:
-    """A row for each label: cond [B] int32 -> [B, features]; called in a module. Raises: ValueError without cond."""
-    if cond is None:
-        raise ValueError(f"a network of {classes} classes needs labels: cond is None")
-    return nn.Embed(classes, features, name="label_emb")(cond)
+def condition_embedding(cond: Any, classes: int, embedding: int, features: int) -> Array | None:
+    """What a network adds to its time embedding: [B, features], or None without conditioning; called in a module.
+
+    classes: number of labels in cond [B] int32, which have a row each. embedding: width of cond [B, embedding]
+    float32, which goes through a dense layer. Raises: ValueError for both, and for a cond that is not that.
+    """
+    if classes and embedding:
+        raise ValueError(f"a network has labels or embeddings, not classes = {classes} and embedding = {embedding}")
+    if classes:
+        if cond is None:
+            raise ValueError(f"a network of {classes} classes needs labels: cond is None")
+        return nn.Embed(classes, features, name="label_emb")(cond)
+    if embedding:
+        if cond is None or cond.shape[1:] != (embedding,):
+            found = "None" if cond is None else f"of shape {cond.shape}"
+            raise ValueError(f"a network with embedding = {embedding} needs cond [B, {embedding}]: it is {found}")
+        return nn.Dense(features, name="text_emb")(cond)
+    return None
 
 
 def conv(features: int, size: int, name: str, zero: bool = False, dtype: Any = None, stride: int = 1) -> nn.Conv:

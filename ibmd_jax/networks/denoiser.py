@@ -54,10 +54,10 @@ def init_denoiser(
     image_shape: tuple[int, int, int],
     conditional: bool = False,
     noise_channels: int = 0,
-    labels: bool = False,
+    cond: Any = None,
 ) -> Params:
-    """Parameters for images [H, W, C]; jit it or eval_shape it at will. labels: whether cond is a label."""
+    """Parameters for images [H, W, C]; jit it or eval_shape it at will. cond: one of the right shape and dtype."""
     h, w, c = image_shape
     x = jnp.zeros((1, h, w, 2 * c if conditional else c), jnp.float32)
     z = jnp.zeros((1, h, w, noise_channels), jnp.float32) if noise_channels else None
-    return network.init(key, x, jnp.zeros((1,), jnp.float32), jnp.zeros((1,), jnp.int32) if labels else None, z)
+    return network.init(key, x, jnp.zeros((1,), jnp.float32), cond, z)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
-from ibmd_jax.networks.blocks import depth_to_space, label_embedding, recomputed, space_to_depth, timestep_embedding
+from ibmd_jax.networks.blocks import condition_embedding, depth_to_space, recomputed, space_to_depth, timestep_embedding
 
 ZERO = nn.initializers.zeros
 
@@ -47,7 +47,9 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """x [B, H, W, C] and time t [B] -> [B, H, W, out_channels]; H and W divisible by patch.
 
-    channels: width of the tokens, divisible by heads and by 4. depth: blocks. classes: labels in cond [B] int32, or 0.
+    channels: width of the tokens, divisible by heads and by 4. depth: blocks.
+    classes: number of labels in cond [B] int32; 0 for none.
+    embedding: width of cond [B, embedding] float32, instead of labels; 0 for none.
     dtype: "float32" or "bfloat16", of dense layers and attention; the residual stream and norms are in float32.
     remat: "none", "block" or "full": what the backward pass computes again, see blocks.recomputed.
     """
@@ -58,16 +60,17 @@ class DiT(nn.Module):
     heads: int = 6
     patch: int = 2
     classes: int = 0
+    embedding: int = 0
     dtype: str = "float32"
     remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
-        """z: noise [B, H, W, C_z], through input weights that start at zero. cond: labels where there are classes."""
+        """z: noise [B, H, W, C_z], through input weights that start at zero. cond: as `classes` or `embedding` say."""
         emb = nn.Dense(self.channels, name="time_in")(timestep_embedding(t, 256))
         emb = nn.Dense(self.channels, name="time_out")(nn.silu(emb))
-        if self.classes:
-            emb = emb + label_embedding(cond, self.classes, self.channels)
+        given = condition_embedding(cond, self.classes, self.embedding, self.channels)
+        emb = emb if given is None else emb + given
 
         patches = space_to_depth(x, self.patch)
         h = nn.Dense(self.channels, name="patch_in")(patches)

@@ -9,9 +9,9 @@ from ibmd_jax.core.types import Array
 from ibmd_jax.networks.blocks import (
     AttentionBlock,
     ResBlock,
+    condition_embedding,
     conv,
     depth_to_space,
-    label_embedding,
     normalise,
     recomputed,
     space_to_depth,
@@ -26,6 +26,7 @@ class UNet(nn.Module):
     attention: the levels (0 is the finest) that have attention after each of their residual blocks.
     patch: side of the pixel patches that become channels at the input and pixels again at the output.
     classes: number of labels in cond [B] int32; 0 for none.
+    embedding: width of cond [B, embedding] float32, instead of labels; 0 for none.
     dtype: "float32" or "bfloat16", of convolutions and attention; norms, softmax and embeddings are in float32.
     remat: "none", "block" or "full": what the backward pass computes again, see blocks.recomputed.
     """
@@ -38,19 +39,20 @@ class UNet(nn.Module):
     groups: int = 32
     patch: int = 2
     classes: int = 0
+    embedding: int = 0
     dtype: str = "float32"
     remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
-        """z: noise [B, H, W, C_z], through input weights that start at zero. cond: labels where there are classes."""
+        """z: noise [B, H, W, C_z], through input weights that start at zero. cond: as `classes` or `embedding` say."""
         width, dtype = self.channels[0], jnp.dtype(self.dtype)
         res_block, attention_block = recomputed(self.remat, ResBlock, AttentionBlock)
         emb = timestep_embedding(t, width)
         emb = nn.Dense(4 * width, name="time_in")(emb)
         emb = nn.Dense(4 * width, name="time_out")(nn.silu(emb))
-        if self.classes:
-            emb = emb + label_embedding(cond, self.classes, 4 * width)
+        given = condition_embedding(cond, self.classes, self.embedding, 4 * width)
+        emb = emb if given is None else emb + given
 
         def res(h: Array, features: int, name: str, resample: str | None = None) -> Array:
             return res_block(features, self.groups, resample, dtype=dtype, name=name)(h, emb)

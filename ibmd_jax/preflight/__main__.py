@@ -172,9 +172,10 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
         x,
         None if stage == "distill" and tuple(settings.get("real_data", (0, 0))) == (1, 1) else x,
         images(1, jnp.bool_) if masked else None,
-        jax.ShapeDtypeStruct((settings.batch_size,), jnp.int32, sharding=batch_sharding(mesh))
-        if model.labels
-        else None,
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)),
+            jax.eval_shape(lambda: model.conditioning.example(settings.batch_size)),
+        ),
     )
     if stage == "teacher":
         params = abstract(lambda: model.init_params(key))

@@ -35,6 +35,16 @@ def test_a_preview_shows_masks_and_labels(tmp_path):
     assert re.search(r"label \d to \d in this batch", text)
 
 
+def test_a_preview_counts_texts(tmp_path):
+    config = config_files.load("inpaint").get_config("quicktest")
+    config.data.source = "emoji:names"
+    with config.unlocked():
+        config.network.embedding = 128
+    text = preview(config, tmp_path / "out.png", 1)
+    assert re.search(r"text  \(32, 128\) float32: (2\d|3[012]) different in this batch", text)
+    assert "label" not in text
+
+
 def test_a_full_disk_is_named(tmp_path):
     (tmp_path / "out.tmp").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"cannot write .*out.png: No space left on device. Choose another --out"):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ibmd_jax.build import build
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Conditioning
 from ibmd_jax.data import SOURCES, open_source
 from ibmd_jax.data.builders import draw_normals
 from ibmd_jax.data.images import fit_image, read_image
@@ -255,15 +256,18 @@ def test_an_unreadable_image_is_named_or_skipped_and_counted(tmp_path, caplog):
 
 def test_what_a_source_lacks_is_found_at_the_start(tmp_path):
     x, label = np.zeros((4, 4, 3), np.uint8), np.int32(3)
-    check_example({"x_0": x, "label": label}, True, 4, "s")
-    for example, corrupts, classes, message in (
-        ({"x_T": x}, True, 0, "no clean images to corrupt: set config.data.corruption to none"),
-        ({"x_0": x}, False, 0, "clean images alone: set config.data.corruption"),
-        ({"x_0": x, "x_T": x}, True, 0, "brings its own x_T"),
-        ({"x_0": x}, True, 5, "s has no labels, which config.network.classes = 5"),
+    check_example({"x_0": x, "label": label}, True, Conditioning(4), "s")
+    check_example({"x_0": x, "text": np.zeros(8)}, True, Conditioning(0, 8), "s")
+    for example, corrupts, conditioning, message in (
+        ({"x_T": x}, True, (0, 0), "no clean images to corrupt: set config.data.corruption to none"),
+        ({"x_0": x}, False, (0, 0), "clean images alone: set config.data.corruption"),
+        ({"x_0": x, "x_T": x}, True, (0, 0), "brings its own x_T"),
+        ({"x_0": x}, True, (5, 0), "s has no labels, which config.network.classes = 5"),
+        ({"x_0": x}, True, (0, 8), "s has no text, which config.network.embedding = 8 .* emoji:names or an npz"),
+        ({"x_0": x, "text": np.zeros(4)}, True, (0, 8), r"embedding = 8: the text of s has shape \(4,\); set it to 4"),
     ):
         with pytest.raises(UserError, match=message):
-            check_example(example, corrupts, classes, "s")
+            check_example(example, corrupts, Conditioning(*conditioning), "s")
     check_labels({"label": np.array([0, 3])}, 4)
     for bad in (np.array([0, 4]), np.array([-1, 2])):
         with pytest.raises(UserError, match=r"label (4|-1) is out of range: config.network.classes = 4 has 0 ... 3"):
@@ -277,6 +281,7 @@ import resource, sys, time
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Conditioning
 from ibmd_jax.data.images import fit_image, read_image
 from ibmd_jax.data.source import Options
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

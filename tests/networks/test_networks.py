@@ -12,6 +12,7 @@ from flax import nnx
 from ibmd_jax.bridges import DDBMVP, I2SB
 from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, ddbm, eps, estimate
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Conditioning
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.networks.adapters import from_linen, from_nnx
 from ibmd_jax.networks.adm import PRESETS
@@ -97,6 +98,58 @@ def test_the_time_changes_the_output(name):
     params = perturb(init(network))
     apply = quick_jit(network.apply)
     assert (apply(params, X, T) != apply(params, X, T + 0.1)).any()
+
+
+CONDITIONED = {
+    "classes": ({"classes": 3}, jnp.array([0, 2])),
+    "embedding": ({"embedding": 8}, jax.random.normal(jax.random.key(3), (2, 8))),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONED)
+@pytest.mark.parametrize("name", ["adm", "dit", "unet"])
+def test_the_condition_changes_the_output_and_gets_a_gradient(name, kind):
+    settings, cond = CONDITIONED[kind]
+    network = from_linen(NETWORKS[name](**SMALL[name], **settings))
+    params = perturb(init(network, cond=Conditioning(**settings).example()))
+    x, t = X[:1, :8, :8].repeat(2, 0), T[:1].repeat(2)
+
+    def loss(p, cond):
+        y = network.apply(p, x, t, cond)
+        return jnp.square(y).sum(), y
+
+    step = quick_jit(jax.value_and_grad(loss, has_aux=True))
+    (_, y), grads = step(params, cond)
+    assert jnp.abs(y[0] - y[1]).max() > 1e-3
+    (_, same), _ = step(params, jnp.stack([cond[0], cond[0]]))
+    np.testing.assert_allclose(same[1], y[0], atol=1e-5)
+    (layer,) = {"label_emb", "text_emb"} & grads.keys()
+    assert layer == {"classes": "label_emb", "embedding": "text_emb"}[kind]
+    assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads[layer]))
+
+
+@pytest.mark.parametrize("name", ["adm", "dit", "unet"])
+def test_a_condition_that_does_not_fit_is_named(name):
+    def made(cond, **settings):
+        network = from_linen(NETWORKS[name](**SMALL[name], **settings))
+        return jax.eval_shape(network.init, jax.random.key(0), X, T, cond)
+
+    with pytest.raises(ValueError, match="not classes = 3 and embedding = 8"):
+        made(jnp.zeros((2, 8)), classes=3, embedding=8)
+    with pytest.raises(ValueError, match="a network of 3 classes needs labels: cond is None"):
+        made(None, classes=3)
+    with pytest.raises(ValueError, match=r"embedding = 8 needs cond \[B, 8\]: it is None"):
+        made(None, embedding=8)
+    with pytest.raises(ValueError, match=r"needs cond \[B, 8\]: it is of shape \(2,\)"):
+        made(jnp.zeros(2, jnp.int32), embedding=8)
+    assert not {"label_emb", "text_emb"} & made(None).keys()
+
+
+def test_an_example_of_a_condition():
+    assert Conditioning().example() is None
+    for kind, (settings, cond) in CONDITIONED.items():
+        found = Conditioning(**settings).example(2)
+        assert (found.shape, found.dtype) == (cond.shape, cond.dtype), kind
 
 
 def test_the_demo_network_has_the_size_it_is_meant_to_have():

@@ -12,6 +12,7 @@ The weights are made by benchmarks/train_features.py from the training splits.
 import functools
 import importlib.resources
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +27,10 @@ FINE_LAYER = 2
 
 
 class Classifier(nn.Module):
-    """x [B, 32, 32, C] -> features [B, 128]; with classes > 0 their scores [B, classes] instead."""
+    """x [B, 32, 32, C] -> features [B, 64 + units]; with classes > 0 their scores [B, classes] instead."""
 
     classes: int = 0
+    units: int = 64
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -37,10 +39,16 @@ class Classifier(nn.Module):
             x = nn.relu(nn.GroupNorm(num_groups=8, epsilon=1e-5, name=f"norm{i}")(x))
             if i == FINE_LAYER:
                 fine = x.mean((1, 2))
-        coarse = nn.Dense(64, name="features")(x.mean((1, 2)))
+        coarse = nn.Dense(self.units, name="features")(x.mean((1, 2)))
         if self.classes:
             return nn.Dense(self.classes, name="logits")(nn.relu(coarse))
         return jnp.concatenate([fine, coarse], axis=-1)
+
+
+def bundled(name: str) -> dict[str, Any]:
+    """The tree of arrays in NAME.npz, as float32."""
+    with (importlib.resources.files(__package__) / f"{name}.npz").open("rb") as file:
+        return unflatten_dict({tuple(key.split("/")): jnp.asarray(v, jnp.float32) for key, v in np.load(file).items()})
 
 
 @functools.cache
@@ -49,10 +57,8 @@ def classifier_features(name: str) -> Callable[[Array], Array]:
 
     It raises ValueError for images of another shape.
     """
-    with (importlib.resources.files(__package__) / f"{name}.npz").open("rb") as file:
-        flat = {tuple(key.split("/")): jnp.asarray(v, jnp.float32) for key, v in np.load(file).items()}
-    scale, channels = flat.pop(("scale",)), flat["conv0", "kernel"].shape[2]
-    params = unflatten_dict(flat)
+    params = bundled(name)
+    scale, channels = params.pop("scale"), params["conv0"]["kernel"].shape[2]
 
     @jax.jit
     def features(x: Array) -> Array:
