@@ -1,0 +1,294 @@
+"""Every method from one teacher with one budget of network passes: Fashion-MNIST from noise, 32 pixels.
+
+    python -m ibmd_jax.data.prepare fashion_mnist --from FOLDER
+    python -m benchmarks.leaderboard --runs runs/leaderboard --seeds 0 1 2
+
+The teacher, and another one of fewer steps as a control, are trained once (20 and 6 minutes on 2 CPU cores); a seed of
+all methods takes an hour. All is under --runs, where a stopped run goes on; what is finished is not done again. After
+each row benchmarks/results/leaderboard.{json,md,png} are written from all in --runs.
+"""
+
+import argparse
+import functools
+import importlib.util
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from matplotlib.figure import Figure
+
+from benchmarks.quality import RESULTS, ROOT, trained
+from ibmd_jax.build import build_data
+from ibmd_jax.core.streams import stream
+from ibmd_jax.core.types import Array
+from ibmd_jax.train.compare import cosine
+from ibmd_jax.train.evaluate import Sampler, evaluate, restore, split
+from ibmd_jax.train.job import Job, load_student, load_teacher
+from ibmd_jax.train.pictures import save_grid
+
+STEPS, CHAIN = 16, 1024  # of SFDDM's student, and of the teacher's chain that it folds
+FOLDS = [512, 256, 128, 64, 32, 16]
+BUDGET = 512_000  # network passes of one image; a backward pass counts two
+CONTROL = 2000  # training steps of the independent model
+COMPARED = 2000  # images that consistency is measured on
+
+
+class Entry(NamedTuple):
+    """A row of the table: config.distill.method with changed settings, and its passes for an example of a batch.
+
+    The passes of a step: forward 1, backward 2, by the networks in the method's file.
+    """
+
+    method: str
+    passes: int
+    settings: dict[str, Any] = {}
+
+
+UPDATES = 4  # of the auxiliary network, for one of the student
+# An update of the auxiliary network: student 1, auxiliary 3, the classifier's features of both images 2. One of the
+# student: 3, teacher 1, auxiliary 1, classifier 1; for IBMD teacher and auxiliary 2 each, with a backward pass to their
+# input.
+BREGMAN = UPDATES * 6 + 6
+ENTRIES = {
+    "SFDDM, features": Entry("sfddm", 3 + 1),
+    "SFDDM, features, random start": Entry("sfddm", 3 + 1, {"start": "random"}),
+    "SFDDM, latents": Entry("sfddm", 3 + 1 + 4, {"hidden": "latents", "output_weight": 0.0}),
+    "progressive, 6 folds": Entry("progressive", 3 + 2),
+    "IBMD": Entry("ibmd", UPDATES * 4 + 7),
+    **{
+        f"Di-Bregman, {name.replace('_', ' ')}": Entry("dibregman", BREGMAN, {"divergence": name})
+        for name in ("reverse_kl", "jensen_shannon", "softened_reverse_kl", "forward_kl", "hellinger", "pearson")
+    },
+}
+# Di-Bregman's stabilisers, one changed at a time.
+ABLATIONS = {
+    "no normalisation": {"normalise": False},
+    "no clipping": {"logit_clip": 0.0, "ratio_clip": (0.0, float("inf"))},
+    "no mean of r": {"ratio_mean": False},
+    "no mean of the weight": {"weight_mean": False},
+    "own classifier network": {"classifier": "own"},
+    "teacher's samples for p": {"reference": "teacher"},
+    "adversarial term 0.01": {"adversarial": 0.01},
+}
+BASE = "jensen_shannon"
+ROWS = ENTRIES | {name: Entry("dibregman", BREGMAN, {"divergence": BASE, **v}) for name, v in ABLATIONS.items()}
+
+
+@functools.cache
+def generate_config(arg: str) -> ml_collections.ConfigDict:
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "configs" / "generate.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(arg)
+
+
+def config_of(method: str, seed: int) -> ml_collections.ConfigDict:
+    config = generate_config(f"{method},fashion").copy_and_resolve_references()
+    config.seed = seed
+    config.schedule.update(picture_every=10_000, keep=1)
+    return config
+
+
+def steps_for(entry: Entry, config: ml_collections.ConfigDict) -> int:
+    return round(BUDGET / (entry.passes * config.distill.batch_size))
+
+
+def student(label: str, seed: int, teacher: str, runs: Path) -> tuple[Job, Any, float]:
+    """A row's trained student: its job, its parameters, and the seconds that its training took, or nan."""
+    entry = {**ENTRIES, **{k: Entry("dibregman", BREGMAN, {"divergence": BASE, **v}) for k, v in ABLATIONS.items()}}[
+        label
+    ]
+    config, folder = config_of(entry.method, seed), runs / f"{label.replace(', ', '-').replace(' ', '_')}-{seed}"
+    begin, steps = time.perf_counter(), steps_for(entry, config)
+    if entry.method != "progressive":
+        settings = {"steps": steps, **entry.settings}
+        job = trained(config, folder, "distill", teacher={"checkpoint": teacher}, distill=settings)
+    else:
+        for fold in FOLDS:
+            settings = {"steps": steps // len(FOLDS), "student_steps": fold}
+            job = trained(config, folder / str(fold), "distill", teacher={"checkpoint": teacher}, distill=settings)
+            teacher = str(folder / str(fold) / "distill" / "export")
+        folder = folder / str(FOLDS[-1])
+    return job, load_student(job, folder)[0], time.perf_counter() - begin
+
+
+def classify(
+    features: Callable[[Array], Array], data: np.ndarray, labels: np.ndarray
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Images -> classes, by ridge regression of labels on features of real images."""
+    seen = np.concatenate([np.asarray(features(x)) for x in np.array_split(data, 20)])
+    mean = seen.mean(0)
+    design = np.concatenate([seen - mean, np.ones((len(seen), 1))], 1)
+    weights = np.linalg.solve(design.T @ design + 10 * np.eye(design.shape[1]), design.T @ np.eye(10)[labels])
+
+    def classes(images: np.ndarray) -> np.ndarray:
+        found = np.concatenate([np.asarray(features(x)) for x in np.array_split(images, 20)])
+        return (np.concatenate([found - mean, np.ones((len(found), 1))], 1) @ weights).argmax(1)
+
+    return classes
+
+
+class Judge:
+    """Measures samplers on the same noise: the table's metrics, class shares, and consistency with the teacher."""
+
+    def __init__(self, job: Job, teacher: Any, examples: int):
+        self.job, self.examples = job, examples
+        self.size = job.config["evaluate"]["batch_size"]
+        self.test = jax.tree.map(lambda x: x[:examples], job.test())
+        train = build_data(config_of("sfddm", 0)).train
+        rows = [train[i] for i in range(10_000)]
+        images = np.stack([row["x_0"] for row in rows]).astype(np.float32) / 127.5 - 1
+        self.classes = classify(job.features, images, np.array([row["label"] for row in rows]))
+        self.mean = np.asarray(job.features(self.test.x_0[:COMPARED])).mean(0)
+        few = jax.tree.map(lambda x: x[:COMPARED], self.test)
+        sampler = Sampler("teacher", STEPS, jax.jit(functools.partial(job.teacher.sample, steps=STEPS)), teacher)
+        made, _ = restore(sampler, split(few, self.size), len(few.x_T), jax.random.key(0))
+        self.teacher = np.asarray(job.features(made))
+
+    def row(self, label: str, nfe: int, sample: Callable[..., Array], params: Any, seed: int) -> dict[str, Any]:
+        key = stream(jax.random.key(seed), "evaluate")
+        settings = {"batch_size": self.size, "key": key, "generates": True}
+        sampler = Sampler(label, nfe, jax.jit(sample), params)
+        (found,), images = evaluate([sampler], self.test, self.job.features, **settings)
+        (self.images,) = images.values()
+        share = np.bincount(self.classes(self.images), minlength=10) / len(self.images)
+        same = cosine(np.asarray(self.job.features(self.images[:COMPARED])), self.teacher, self.mean)
+        return {**found._asdict(), "classes": share.tolist(), "cosine": same, "examples": self.examples, "seed": seed}
+
+
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The JSON of a file, made and written if it is not there."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = make()
+        path.write_text(json.dumps(found, indent=1))
+        print({k: v for k, v in found.items() if k != "classes"}, flush=True)
+    return json.loads(path.read_text())
+
+
+HEADS = ("model", "NFE", "FID", "over the teacher's at {}", "KID", "diversity", "classes", "cosine", "passes")
+HEADS += ("minutes", "seeds")
+
+
+def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
+    reference = min((r for r in rows if r["label"] == "teacher"), key=lambda r: -r["nfe"])
+    lines = [
+        "# Leaderboard: Fashion-MNIST from noise, 32 pixels\n",
+        f"One teacher (cosine schedule, v, 6000 steps of 64); every student {BUDGET:,} network passes of one image, a",
+        f"backward pass counting two. {reference['examples']:,} generated images against as many of the test set, by the",
+        "features of a small classifier (`fashion`): the numbers compare with no other table. Deterministic sampling (DDIM) at 16",
+        "NFE and for the teacher. Diversity: deviation over the noise. Classes: the share, out of a tenth, of the class",
+        "that deviates most. Cosine: of features, with the teacher's image at 16 NFE from the same noise. With several",
+        "seeds, mean ± standard deviation. Made by `python -m benchmarks.leaderboard`.\n",
+        f"| {' | '.join(HEADS).format(reference['nfe'])} |",
+        "|" + "---|" * len(HEADS),
+    ]
+    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["label"], row["nfe"]), []).append(row)
+
+    def text(values: list[float], digits: int) -> str:
+        values = [v for v in values if v is not None]
+        if not values:
+            return ""
+        spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+        return f"{np.mean(values):.{digits}f}{spread}"
+
+    for (label, nfe), group in groups.items():
+        metrics = [r["metrics"] for r in group]
+        worst = [max((10 * s for s in r["classes"]), key=lambda v: abs(v - 1)) for r in group]
+        cells = [
+            label,
+            str(nfe),
+            text([m["fid"] for m in metrics], 2),
+            f"{np.mean([m['fid'] for m in metrics]) / reference['metrics']['fid']:.2f}",
+            text([m["kid"] for m in metrics], 2),
+            text([m["diversity"] for m in metrics], 3),
+            text(worst, 2),
+            text([r["cosine"] for r in group], 3),
+            f"{passes[label]:,}" if label in passes else "",
+            text([r["minutes"] for r in group if r.get("minutes")], 1),
+            str(len(group)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """FID against NFE, both logarithmic."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="network evaluations an image (NFE)", ylabel="FID", xscale="log", yscale="log")
+    slow = sorted((r["nfe"], r["metrics"]["fid"]) for r in rows if r["label"] == "teacher")
+    axes.plot(*zip(*slow, strict=True), "k.-", label="teacher, DDIM")
+    for label in dict.fromkeys(r["label"] for r in rows if r["label"] not in ("teacher", *ABLATIONS)):
+        found = [r for r in rows if r["label"] == label]
+        axes.plot(found[0]["nfe"], np.mean([r["metrics"]["fid"] for r in found]), "o", label=label)
+    axes.legend(fontsize="x-small")
+    figure.savefig(path, dpi=120)
+
+
+def write(runs: Path) -> None:
+    """The results from every finished row, in the order of the tables above."""
+    rows = [json.loads(f.read_text()) for f in runs.glob("rows/*.json")]
+    order = ["teacher", "control", *ROWS]
+    rows.sort(key=lambda r: (order.index(r["label"]), r["nfe"], r["seed"]))
+    passes = {}
+    for label, entry in ROWS.items():
+        config = config_of(entry.method, 0)
+        passes[label] = steps_for(entry, config) * config.distill.batch_size * entry.passes
+    (RESULTS / "leaderboard.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (RESULTS / "leaderboard.md").write_text(markdown(rows, passes))
+    plot(rows, RESULTS / "leaderboard.png")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/leaderboard"), help="folder of the trained models")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--teacher_nfe", type=int, nargs="+", default=[1, 4, 64, CHAIN])
+    parser.add_argument("--examples", type=int, default=10_000, help="images to generate for each row")
+    args = parser.parse_args()
+    base = trained(config_of("sfddm", 0), args.runs / "teacher", "teacher")
+    given = str(args.runs / "teacher" / "teacher" / "export")
+    frozen = load_teacher(base, args.runs / "teacher")[0]
+    judge = Judge(base, frozen, args.examples)
+
+    def teacher_row(label: str, nfe: int, params: Any) -> None:
+        sample = functools.partial(base.teacher.sample, steps=nfe)
+        kept(
+            args.runs / "rows" / f"{label}-{nfe}.json", lambda: {**judge.row(label, nfe, sample, params, 0), "seed": 0}
+        )
+        write(args.runs)
+
+    teacher_row("teacher", STEPS, frozen)
+    shown = {}
+    for seed in args.seeds:
+        for label in args.rows:
+            job, params, seconds = student(label, seed, given, args.runs)
+            steps = job.student_steps[-1]
+
+            def make(label=label, job=job, params=params, steps=steps, seconds=seconds, seed=seed) -> dict[str, Any]:
+                row = judge.row(label, steps, job.distill.sample, params, seed)
+                shown[f"{label} {steps}"] = judge.images[:8]
+                return {**row, "minutes": seconds / 60}
+
+            kept(args.runs / "rows" / f"{label.replace(', ', '-').replace(' ', '_')}-{seed}.json", make)
+            write(args.runs)
+    control = config_of("sfddm", 1)
+    control.teacher.steps = CONTROL
+    other = trained(control, args.runs / "control", "teacher")
+    teacher_row("control", STEPS, load_teacher(other, args.runs / "control")[0])
+    for nfe in args.teacher_nfe:
+        teacher_row("teacher", nfe, frozen)
+    if shown:
+        save_grid(args.runs / "samples.png", {**shown, "data": np.asarray(judge.test.x_0[:8])})
+
+
+if __name__ == "__main__":
+    main()
