@@ -13,8 +13,9 @@ import functools
 import importlib.util
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +47,7 @@ class Entry(NamedTuple):
 
     method: str
     passes: int
-    settings: dict[str, Any] = {}
+    settings: Mapping[str, Any] = MappingProxyType({})
 
 
 UPDATES = 4  # of the auxiliary network, for one of the student
@@ -179,12 +180,12 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
     reference = min((r for r in rows if r["label"] == "teacher"), key=lambda r: -r["nfe"])
     lines = [
         "# Leaderboard: Fashion-MNIST from noise, 32 pixels\n",
-        f"One teacher (cosine schedule, v, 6000 steps of 64); every student {BUDGET:,} network passes of one image, a",
-        f"backward pass counting two. {reference['examples']:,} generated images against as many of the test set, by the",
-        "features of a small classifier (`fashion`): the numbers compare with no other table. Deterministic sampling (DDIM) at 16",
-        "NFE and for the teacher. Diversity: deviation over the noise. Classes: the share, out of a tenth, of the class",
-        "that deviates most. Cosine: of features, with the teacher's image at 16 NFE from the same noise. With several",
-        "seeds, mean ± standard deviation. Made by `python -m benchmarks.leaderboard`.\n",
+        f"One teacher (cosine schedule, v, 6000 steps of 64); every student {BUDGET:,} network passes of one image,",
+        f"a backward pass counting two. {reference['examples']:,} generated images against as many of the test set, by",
+        "the features of a small classifier (`fashion`): the numbers compare with no other table. Sampling at 16 NFE and by",
+        "the teacher is deterministic (DDIM). Diversity: deviation over the noise. Classes: ten times the share of the",
+        "class that deviates most from a tenth. Cosine: of features, with the teacher's image at 16 NFE from the same",
+        "noise. With several seeds, mean ± standard deviation. Made by `python -m benchmarks.leaderboard`.\n",
         f"| {' | '.join(HEADS).format(reference['nfe'])} |",
         "|" + "---|" * len(HEADS),
     ]
