@@ -182,7 +182,7 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
         "# Leaderboard: Fashion-MNIST from noise, 32 pixels\n",
         f"One teacher (cosine schedule, v, 6000 steps of 64); every student {BUDGET:,} network passes of one image,",
         f"a backward pass counting two. {reference['examples']:,} generated images against as many of the test set, by",
-        "the features of a small classifier (`fashion`): the numbers compare with no other table. Sampling at 16 NFE and by",
+        "the features of a small classifier (`fashion`): they compare with no other table. Sampling at 16 NFE and by",
         "the teacher is deterministic (DDIM). Diversity: deviation over the noise. Classes: ten times the share of the",
         "class that deviates most from a tenth. Cosine: of features, with the teacher's image at 16 NFE from the same",
         "noise. With several seeds, mean ± standard deviation. Made by `python -m benchmarks.leaderboard`.\n",

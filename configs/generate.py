@@ -4,8 +4,9 @@ python -m ibmd_jax.main --config=configs/generate.py                        emoj
 python -m ibmd_jax.main --config=configs/generate.py:sfddm,fashion-classes  another method, other data
 python -m ibmd_jax.main --config=configs/generate.py:sfddm,quicktest        a minute: the same job, too small to be good
 
-Methods: dibregman, ibmd (one step), sfddm (16 steps), progressive (one fold: of 32 steps to 16). Data: emoji; after
-python -m ibmd_jax.data.prepare fashion_mnist also fashion, and fashion-classes, conditioned on the class.
+Methods: dibregman, ibmd (one step), sfddm (16 steps), progressive (one fold: 32 steps to 16). Data: emoji; emoji-names,
+conditioned on what they show; after python -m ibmd_jax.data.prepare fashion_mnist also fashion, and fashion-classes,
+conditioned on the class. --mode=compare then draws what teacher and student make of the same noise.
 benchmarks/leaderboard.py compares the methods; benchmarks/results/leaderboard.md has times and numbers.
 """
 
@@ -79,8 +80,10 @@ METHODS = {
 }
 FASHION = {"source": "tfds:fashion_mnist", "channels": 1, "fit": "pad"}
 GREY = {"out_channels": 1, "channels": (48, 96), "patch": 4, "attention": (1,)}  # some four times faster
+TEXT = {"embedding": 128, "channels": (64, 128), "patch": 4, "attention": (1,)}
 DATA = {
     "emoji": ({}, {}),
+    "emoji-names": ({"source": "emoji:names", "flip": False}, TEXT),  # names say left and right
     "fashion": (FASHION, GREY),
     "fashion-classes": (FASHION, {**GREY, "classes": 10}),
 }
@@ -106,7 +109,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.evaluate.sampler = {"name": "dbim", "time_grid": "uniform"}  # DDIM; ancestral is DDPM
         config.distill = {"method": method, **METHODS[method]}
     config.teacher.update(steps=6000, weight="native", t_min=1e-3)
-    config.evaluate.update(nfe=(1, 4, 16, 64), features="emoji" if kind == "emoji" else "fashion")
+    config.evaluate.update(nfe=(1, 4, 16, 64), features=kind.split("-")[0])
     config.schedule.update(save_every=200, picture_every=200)
     if "quicktest" in names:
         config.name += "-quicktest"

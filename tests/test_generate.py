@@ -1,0 +1,170 @@
+"""Diffusion teachers and all methods of distilling them through the configuration."""
+
+import json
+
+import config_files
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ibmd_jax.bridges import BRIDGES
+from ibmd_jax.build import build, build_data
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.networks.generator import told_earlier
+from ibmd_jax.train.compare import cosine, spherical, straight
+from ibmd_jax.train.job import load_student, run
+
+GENERATE = config_files.load("generate")
+
+
+def tiny(arg, **distill):
+    config = GENERATE.get_config(f"{arg},quicktest")
+    config.network.update(channels=(8,), attention=(), groups=4)
+    config.teacher.update(steps=2, batch_size=8)
+    if config.distill.method in ("sfddm", "progressive"):
+        config.distill.student_steps = 2
+    config.distill.update(steps=1, batch_size=8, **distill)
+    config.evaluate.update(nfe=(2,), batch_size=16, examples=16)
+    return config
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    with jax.numpy_dtype_promotion("standard"):
+        run(build(tiny("ibmd")), folder, "teacher")
+    return str(folder / "teacher" / "export")
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("dibregman", {"reference": "teacher", "reference_steps": 2, "divergence": "pearson"}),
+        ("ibmd", {"start": "random"}),
+        ("progressive", {}),
+    ],
+)
+def test_every_method_distils(teacher, tmp_path, method, settings):
+    config = tiny(method, **settings)
+    config.teacher.checkpoint = teacher
+    job = build(config)
+    run(job, tmp_path, "distill")
+    student, _ = load_student(job, tmp_path)
+    images = job.distill.sample(student, jax.random.key(0), job.test())
+    assert images.shape == (16, 32, 32, 3)
+    assert bool(jnp.isfinite(images).all())
+    assert next((tmp_path / "pictures").iterdir()).stat().st_size > 1000
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
+    config = tiny("sfddm", times=(0.3, 1.0))
+    config.teacher.checkpoint = teacher
+    job = build(config)
+    run(job, tmp_path, "all")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [(r["label"], r["nfe"]) for r in report["rows"]] == [("student", 2), ("teacher", 2)]
+    assert set(report["rows"][0]["metrics"]) == {"fid", "kid", "diversity"}  # no pairs to measure
+    assert report["rows"][0]["metrics"]["diversity"] > 0.05
+    run(job, tmp_path, "compare")
+    found = json.loads((tmp_path / "consistency.json").read_text())
+    assert found["images"] == 16
+    assert -1 <= found["other noise"] <= 1
+    assert {"consistency.png", "interpolation.png", "samples.png"} <= {p.name for p in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arg", "change", "message"),
+    [
+        ("sfddm", {"multistep": "marginal"}, r"config.distill .method sfddm. has no field 'multistep'"),
+        ("sfddm", {"times": (0.5, 0.4)}, r"config.distill.times = \(0.5, 0.4\): 2 increasing times"),
+        ("sfddm", {"times": (0.5, 0.9)}, "increasing times, from above 0 to 1.0"),
+        ("sfddm", {"hidden": "layers"}, "config.distill: hidden = 'layers'"),
+        ("dibregman", {"student_steps": 2}, "a student of dibregman has 1"),
+        ("dibregman", {"divergence": "reverse-kl"}, "unknown divergence 'reverse-kl'.*Did you mean 'reverse_kl'"),
+        ("dibregman", {"classifier": "none"}, "unknown value of config.distill.classifier 'none'"),
+        ("dibregman", {"t_start": 2.0}, "config.distill.t_start = 2.0: it must be from 0"),
+        ("dibregman", {"reference_steps": 0}, "config.distill.reference_steps = 0"),
+        ("ibmd", {"method": "idmb"}, "unknown method 'idmb': choose one of dibregman, ibmd, progressive, sfddm"),
+    ],
+)
+def test_wrong_settings_are_named(arg, change, message):
+    config = tiny(arg)
+    with config.unlocked():
+        for name, value in change.items():
+            if name in config.distill:
+                del config.distill[name]  # so that it may be of any type
+            config.distill[name] = value
+    with pytest.raises(UserError, match=message):
+        build(config)
+
+
+def test_a_missing_field_is_named():
+    config = tiny("sfddm")
+    with config.unlocked():
+        del config.distill.chain
+    with pytest.raises(UserError, match=r"config.distill lacks 'chain', a field of the method sfddm"):
+        build(config)
+
+
+def test_noise_belongs_to_bridges_that_start_from_it():
+    config = tiny("ibmd")
+    for corruption in ("grey", {"name": "pure-noise", "std": 2.0}):
+        with config.ignore_type():
+            config.data.corruption = corruption
+        with pytest.raises(UserError, match=r"Cosine starts from noise of deviation 1: set config.data.corruption"):
+            build(config)
+    config = config_files.load("inpaint").get_config("quicktest")
+    config.distill.t_start = 0.5
+    with pytest.raises(UserError, match=r"t_start = 0.5 is for config.data.corruption = 'pure-noise'"):
+        build(config)
+
+
+def test_noise_of_edm_has_its_deviation_and_nothing_of_the_image():
+    config = tiny("ibmd")
+    with config.ignore_type():
+        config.data.corruption = {"name": "pure-noise", "std": 80.0}
+        config.bridge = {"name": "edm"}
+        config.parametrisation = {"name": "edm"}
+    build(config)
+    batch = next(build_data(config).batches("teacher", 32)(0))
+    np.testing.assert_allclose([batch.x_T.mean() / 80, batch.x_T.std() / 80], [0, 1], atol=0.02)
+    assert abs(np.corrcoef(np.ravel(batch.x_T), np.ravel(batch.x_0))[0, 1]) < 0.02
+
+
+def test_names_reach_the_network():
+    config = tiny("dibregman,emoji-names")
+    batch = next(build_data(config).batches("teacher", 8)(0))
+    assert batch.cond.shape == (8, 128)
+    assert build(config).distill.batches == 2
+
+
+def test_told_earlier_changes_the_end_alone():
+    bridge = BRIDGES["diffusion_cosine"]()
+    told = told_earlier(lambda params, x, t: (x, t), bridge, 0.75)
+    x, t = told(None, jnp.ones((3, 2)), jnp.asarray([1.0, 0.75, 0.2]))
+    np.testing.assert_allclose(t, [0.75, 0.75, 0.2])
+    np.testing.assert_allclose(x[:, 0], [bridge.sigma(jnp.float32(0.75)), 1, 1], rtol=1e-6)
+
+
+def test_lines_in_noise():
+    x, y = jax.random.normal(jax.random.key(0), (2, 3, 8, 8, 1))
+    for line in (straight, spherical):
+        np.testing.assert_allclose(line(x, y, 0.0), x, atol=1e-5)
+        np.testing.assert_allclose(line(x, y, 1.0), y, atol=1e-5)
+    middle = spherical(x, y, 0.5)
+    np.testing.assert_allclose(middle.std() / x.std(), 1, atol=0.1)
+    assert straight(x, y, 0.5).std() < 0.8 * x.std()
+    same = 2.0 * x / jnp.linalg.norm(x.reshape(3, -1), axis=1).reshape(3, 1, 1, 1)
+    other = 2.0 * y / jnp.linalg.norm(y.reshape(3, -1), axis=1).reshape(3, 1, 1, 1)
+    half = spherical(same, other, 0.5).reshape(3, -1)
+    np.testing.assert_allclose(jnp.linalg.norm(half, axis=1), 2.0, rtol=1e-5)
+
+
+def test_cosine_is_about_the_mean():
+    a, mean = np.float32([[1, 2], [3, 0]]), np.float32([1, 1])
+    np.testing.assert_allclose(cosine(a, a, mean), 1)
+    np.testing.assert_allclose(cosine(a, 2 * mean - a, mean), -1)
+    np.testing.assert_allclose(cosine(np.float32([[2, 1]]), np.float32([[1, 2]]), mean), 0)
