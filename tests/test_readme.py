@@ -33,7 +33,7 @@ def test_the_commands_run_in_order_from_an_empty_folder(environment, tmp_path):
     for name in ("configs", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
     ours = [c for c in COMMANDS if c.startswith("python -m ibmd_jax")]
-    names = ["main", "main", "main", "convert", "data.preview", "preflight"]
+    names = ["main", "main", "main", "main", "convert", "data.preview", "preflight"]
     assert [c.split()[2].removeprefix("ibmd_jax.") for c in ours] == names
     for command in ours:
         args = [sys.executable, *command.split()[1:]]
