@@ -50,9 +50,10 @@ def training_names(config: Any, test: Batch) -> Batch:
 def markdown(rows: list[dict[str, Any]], settings: str) -> str:
     lines = [
         "# Names to emoji, 32 pixels\n",
-        f"{settings} 398 names of the training set, and the 398 held-out ones. Own name: the share of",
-        "images whose own name is the nearest of all names of the set, by a small image encoder",
-        "(`metrics/retrieval.py`); FID and KID by the features of the emoji classifier. Made by `python -m benchmarks.text_to_emoji`.\n",
+        f"{settings} 398 names of the training set, and the 398 held-out ones.",
+        "Own name: the share of images whose own name is the nearest of all names of the set, by a small image encoder",
+        "(`metrics/retrieval.py`); FID and KID by the features of the emoji classifier. Made by",
+        "`python -m benchmarks.text_to_emoji`.\n",
         "| names | model | NFE | seed | own name | of the teacher's at 50 | FID | KID | images/s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
