@@ -1,6 +1,8 @@
-"""Four CPU devices, and no silent promotion of dtypes or ranks in any test."""
+"""Four CPU devices, and no silent promotion of dtypes or ranks in any test. Most tests compile longer than they run."""
 
 import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import jax
 import pytest
@@ -25,8 +27,8 @@ def lenient():
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory):
-    """For processes that tests start: one CPU device, quickly compiled programs, and these kept between them all."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    """For processes that tests start: one CPU device, and compiled programs kept between them all."""
+    env = dict(os.environ)
     base = tmp_path_factory.getbasetemp()
     cache = (base.parent if "PYTEST_XDIST_WORKER" in env else base) / "compiled"  # one for all workers of pytest-xdist
     settings = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}

@@ -86,7 +86,6 @@ def start(environment, folder, devices, *args, processes=2):
         env={
             **environment,
             "PATH": path,
-            "XLA_FLAGS": "--xla_backend_optimization_level=0",
             "JAX_NUM_CPU_DEVICES": str(devices),
             "PORT": port,
         },

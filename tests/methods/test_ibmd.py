@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compiling import quick_jit
 
 from ibmd_jax.bridges import I2SB, Brownian, Flow, diffusion
 from ibmd_jax.bridges.base import bridge as as_bridge
@@ -238,7 +237,7 @@ def test_microbatches_change_nothing(settings):
     for accumulate in (1, 4):
         m = method(coupling, accumulate=accumulate, auxiliary_updates=1, **settings)
         state = initial_state(m, coupling)
-        found.append(quick_jit(m.step)(state, coupling.params, pairs, jax.random.key(0)))
+        found.append(jax.jit(m.step)(state, coupling.params, pairs, jax.random.key(0)))
     for a, b in zip(*(jax.tree.leaves(x) for x in found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert differs(state.student, found[0][0].student)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiling import quick_jit
 from flax.traverse_util import unflatten_dict
 
 from ibmd_jax.convert.__main__ import shapes_of
@@ -80,7 +79,7 @@ every_golden = pytest.mark.parametrize("path", sorted(GOLDEN.glob("*_unet.npz"))
 
 
 def run(settings, params, x, g, **more):
-    y = quick_jit(ADM(**{**settings, **more}).apply)({"params": params}, x, g["t"], g.get("y_label"))
+    y = jax.jit(ADM(**{**settings, **more}).apply)({"params": params}, x, g["t"], g.get("y_label"))
     return np.asarray(y).transpose(0, 3, 1, 2)
 
 

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compiling import quick_jit
 from flax import linen as nn
 from flax import nnx
 
@@ -40,7 +39,7 @@ T = jnp.array([0.3, 1.0])
 
 
 def init(network, key=0, **settings):
-    return quick_jit(lambda k: init_denoiser(network, k, (16, 16, 3), **settings))(jax.random.key(key))
+    return jax.jit(lambda k: init_denoiser(network, k, (16, 16, 3), **settings))(jax.random.key(key))
 
 
 def perturb(params, scale=0.1):
@@ -55,7 +54,7 @@ def perturb(params, scale=0.1):
 def test_a_network_keeps_the_shape_and_starts_at_zero(name):
     network = from_linen(NETWORKS[name](**SMALL[name]))
     params = init(network)
-    y = quick_jit(network.apply)(params, X, T)
+    y = jax.jit(network.apply)(params, X, T)
     assert y.shape == X.shape
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(y, 0)
@@ -64,7 +63,7 @@ def test_a_network_keeps_the_shape_and_starts_at_zero(name):
 @every_network
 def test_the_untrained_student_equals_the_teacher_bit_for_bit(name):
     network, bridge = from_linen(NETWORKS[name](**SMALL[name])), I2SB()
-    denoise = quick_jit(make_denoiser(network, bridge, eps))
+    denoise = jax.jit(make_denoiser(network, bridge, eps))
     teacher = perturb(init(network))
     fresh = init(network, 1, noise_channels=2)
     student = with_new_inputs(teacher, fresh)
@@ -80,7 +79,7 @@ def test_the_noise_weights_get_a_gradient(name):
     params = perturb(init(network))
     student = with_new_inputs(params, init(network, 1, noise_channels=1))
     z = jax.random.normal(jax.random.key(2), (2, 16, 16, 1))
-    grads = quick_jit(jax.grad(lambda p: jnp.square(network.apply(p, X, T, None, z)).sum()))(student)
+    grads = jax.jit(jax.grad(lambda p: jnp.square(network.apply(p, X, T, None, z)).sum()))(student)
     assert float(optax.tree.norm(grads["noise_in"])) > 0
 
 
@@ -96,7 +95,7 @@ def test_with_new_inputs_names_what_does_not_fit():
 def test_the_time_changes_the_output(name):
     network = from_linen(NETWORKS[name](**SMALL[name]))
     params = perturb(init(network))
-    apply = quick_jit(network.apply)
+    apply = jax.jit(network.apply)
     assert (apply(params, X, T) != apply(params, X, T + 0.1)).any()
 
 
@@ -118,7 +117,7 @@ def test_the_condition_changes_the_output_and_gets_a_gradient(name, kind):
         y = network.apply(p, x, t, cond)
         return jnp.square(y).sum(), y
 
-    step = quick_jit(jax.value_and_grad(loss, has_aux=True))
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (_, y), grads = step(params, cond)
     assert jnp.abs(y[0] - y[1]).max() > 1e-3
     (_, same), _ = step(params, jnp.stack([cond[0], cond[0]]))
@@ -245,7 +244,7 @@ def test_remat_computes_the_same_gradient_with_more_operations(name):
     for remat in ("none", "block", "full"):
         network = from_linen(NETWORKS[name](**SMALL[name], remat=remat))
         params = perturb(init(network))
-        gradient = quick_jit(jax.grad(lambda p, n=network: jnp.square(n.apply(p, X, T)).mean())).lower(params)
+        gradient = jax.jit(jax.grad(lambda p, n=network: jnp.square(n.apply(p, X, T)).mean())).lower(params)
         operations[remat] = gradient.cost_analysis()["flops"]
         if remat != "full":
             gradients[remat] = jax.tree.leaves(gradient.compile()(params))
@@ -265,7 +264,7 @@ def test_bfloat16_computes_nearly_the_same_from_float32_parameters(name):
         network = from_linen(NETWORKS[name](**SMALL[name], dtype=dtype))
         params = perturb(init(network))
         assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-        outputs.append(quick_jit(network.apply)(params, X, T))
+        outputs.append(jax.jit(network.apply)(params, X, T))
     program = str(jax.make_jaxpr(network.apply)(params, X, T))
     products = re.findall(r":(\w+)\[[^\]]*\] = (?:conv_general_dilated|dot_general)\[", program)
     assert products.count("bf16") >= 8

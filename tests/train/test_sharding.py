@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compiling import quick_jit
 from jax.sharding import AxisType, Mesh
 
 from ibmd_jax.bridges import I2SB
@@ -38,7 +37,7 @@ def test_a_step_on_four_devices_with_split_state_is_the_step_on_one():
     network, bridge = from_linen(UNet(channels=(8,), attention=(), groups=4)), I2SB()
     denoise = make_denoiser(network, bridge, eps)
     m = ibmd(denoise, bridge, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=2)
-    teacher = quick_jit(lambda k: init_denoiser(network, k, (8, 8, 3)))(jax.random.key(0))
+    teacher = jax.jit(lambda k: init_denoiser(network, k, (8, 8, 3)))(jax.random.key(0))
     leaves, tree = jax.tree.flatten(teacher)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     teacher = jax.tree.unflatten(
@@ -53,8 +52,8 @@ def test_a_step_on_four_devices_with_split_state_is_the_step_on_one():
             return m.init((teacher, jax.tree.map(jnp.copy, teacher)))
 
         sharding = jax.tree.map(lambda x: x.sharding, abstract_state(mesh, 32, start))
-        state = quick_jit(start, out_shardings=sharding)()
-        update = quick_jit(m.step, donate_argnums=0, out_shardings=(sharding, None))
+        state = jax.jit(start, out_shardings=sharding)()
+        update = jax.jit(m.step, donate_argnums=0, out_shardings=(sharding, None))
         batch = Batch(jax.device_put(x_T, batch_sharding(mesh)))
         frozen = jax.device_put(teacher, sharding.student)
         for i in range(2):
