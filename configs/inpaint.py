@@ -2,15 +2,19 @@
 
 python -m ibmd_jax.main --config=configs/inpaint.py              17 minutes on 2 CPU cores; FID 2.4, its teacher 4.5
 python -m ibmd_jax.main --config=configs/inpaint.py:quicktest    a minute: the same job, too small to be good
+python -m ibmd_jax.main --config=configs/inpaint.py:dibregman    Di-Bregman instead of IBMD: density ratios given x_T
 """
+
+import importlib.util
+from pathlib import Path
 
 import ml_collections
 
 
 def get_config(arg: str = "default") -> ml_collections.ConfigDict:
-    """arg: "default" or "quicktest"."""
-    if arg not in ("default", "quicktest"):
-        raise ValueError(f"configs/inpaint.py has the variants default and quicktest, not {arg!r}")
+    """arg: "default", "quicktest" or "dibregman"."""
+    if arg not in ("default", "quicktest", "dibregman"):
+        raise ValueError(f"configs/inpaint.py has the variants default, quicktest and dibregman, not {arg!r}")
     config = ml_collections.ConfigDict(
         {
             "name": "inpaint",
@@ -114,6 +118,14 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             "schedule": {"log_every": 10, "save_every": 100, "picture_every": 100, "keep": 3, "fsdp_min_size": 2**20},
         }
     )
+    if arg == "dibregman":
+        config.name = "inpaint-dibregman"
+        spec = importlib.util.spec_from_file_location("generate", Path(__file__).with_name("generate.py"))
+        generate = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(generate)
+        with config.unlocked():
+            kept = {name: config.distill[name] for name in ("steps", "student_weight", "auxiliary_weight", "t_min")}
+            config.distill = {"method": arg, **generate.METHODS[arg], **kept, "t_start": 0.0}
     if arg == "quicktest":
         config.name = "inpaint-quicktest"
         config.network.update(channels=(16, 16), attention=(1,), head_channels=16, groups=4)

@@ -101,6 +101,21 @@ def test_wrong_settings_are_named(arg, change, message):
         build(config)
 
 
+def test_bridges_take_density_ratios_too():
+    """Conditional on x_T; the whole step is traced, with the head's parameters of this network."""
+    config = config_files.load("inpaint").get_config("dibregman")
+    config.bridge, config.parametrisation = {"name": "ddbm_vp"}, {"name": "ddbm"}
+    config.network.conditional = True
+    config.distill.update(batch_size=4, auxiliary_updates=1)
+    job = build(config)
+    batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[:8], job.test()))
+    params = jax.eval_shape(lambda: job.init_params(jax.random.key(0), 0))
+    state = jax.eval_shape(lambda p: job.distill.init((p, p)), params)
+    with jax.numpy_dtype_promotion("standard"):
+        after, _ = jax.eval_shape(job.distill.step, state, params, batch, jax.random.key(0))
+    jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) or pytest.fail(f"{x} became {y}"), state, after)
+
+
 def test_a_missing_field_is_named():
     config = tiny("sfddm")
     with config.unlocked():
