@@ -81,6 +81,8 @@ def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
         ("sfddm", {"multistep": "marginal"}, r"config.distill .method sfddm. has no field 'multistep'"),
         ("sfddm", {"times": (0.5, 0.4)}, r"config.distill.times = \(0.5, 0.4\): 2 increasing times"),
         ("sfddm", {"times": (0.5, 0.9)}, "increasing times, from above 0 to 1.0"),
+        ("sfddm", {"times": (1.0, 1.0)}, "increasing times, from above 0 to 1.0"),
+        ("sfddm", {"times": (0.0, 1.0)}, "increasing times, from above 0 to 1.0"),
         ("sfddm", {"hidden": "layers"}, "config.distill: hidden = 'layers'"),
         ("dibregman", {"student_steps": 2}, "a student of dibregman has 1"),
         ("dibregman", {"divergence": "reverse-kl"}, "unknown divergence 'reverse-kl'.*Did you mean 'reverse_kl'"),
@@ -137,15 +139,16 @@ def test_noise_belongs_to_bridges_that_start_from_it():
         build(config)
 
 
-def test_noise_of_edm_has_its_deviation_and_nothing_of_the_image():
+@pytest.mark.parametrize(("bridge", "std"), [("diffusion_cosine", 1.0), ("edm", 80.0)])
+def test_noise_has_the_bridges_deviation_and_nothing_of_the_image(bridge, std):
     config = tiny("ibmd")
     with config.ignore_type():
-        config.data.corruption = {"name": "pure-noise", "std": 80.0}
-        config.bridge = {"name": "edm"}
+        config.data.corruption = {"name": "pure-noise", "std": std}
+        config.bridge = {"name": bridge}
         config.parametrisation = {"name": "edm"}
     build(config)
     batch = next(build_data(config).batches("teacher", 32)(0))
-    np.testing.assert_allclose([batch.x_T.mean() / 80, batch.x_T.std() / 80], [0, 1], atol=0.02)
+    np.testing.assert_allclose([batch.x_T.mean() / std, batch.x_T.std() / std], [0, 1], atol=0.02)
     assert abs(np.corrcoef(np.ravel(batch.x_T), np.ravel(batch.x_0))[0, 1]) < 0.02
 
 
