@@ -4,7 +4,7 @@
 
 On 2 CPU cores the teacher, trained once, takes 12 minutes, a student as long. Names of the training set, and held-out
 ones; the share of images that show their own name (metrics/retrieval.py), FID and KID. Writes
-benchmarks/results/text_to_emoji.{json,md,png} from all in --runs.
+benchmarks/results/text_to_emoji.{json,md,png} for the seeds given.
 """
 
 import argparse

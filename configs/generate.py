@@ -7,6 +7,9 @@ python -m ibmd_jax.main --config=configs/generate.py:sfddm,quicktest        a mi
 Methods: dibregman, ibmd (one step), sfddm (16 steps), progressive (one fold: 32 steps to 16). Data: emoji; emoji-names,
 conditioned on what they show; after python -m ibmd_jax.data.prepare fashion_mnist also fashion, and fashion-classes,
 conditioned on the class. --mode=compare then draws what teacher and student make of the same noise.
+
+On edm and diffusion_ve give the student's times (sfddm): equally spaced ones of progressive suit VP bridges and flows.
+t_start is a time of the bridge, too.
 benchmarks/leaderboard.py compares the methods; benchmarks/results/leaderboard.md has times and numbers.
 """
 
@@ -96,6 +99,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     for name in names:
         if name not in known:
             raise ValueError(f"configs/generate.py has the variants {', '.join(known)}, not {name!r}")
+    if any(sum(name in table for name in names) > 1 for table in (METHODS, DATA)):
+        raise ValueError(f"configs/generate.py takes one method and one kind of data, not {arg!r}")
     method = next((name for name in names if name in METHODS), "dibregman")
     kind = next((name for name in names if name in DATA), "emoji")
     data, network = DATA[kind]

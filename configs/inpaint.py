@@ -126,6 +126,10 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
         with config.unlocked():
             kept = {name: config.distill[name] for name in ("steps", "student_weight", "auxiliary_weight", "t_min")}
             config.distill = {"method": arg, **generate.METHODS[arg], **kept, "t_start": 0.0}
+            config.bridge = {"name": "ddbm_vp", "beta_d": 2.0, "beta_min": 0.1}
+            config.parametrisation = {"name": "ddbm", "sigma_0": 0.8, "sigma_T": 0.88, "covariance": 0.53}
+        config.network.conditional = True  # its scores are those of x_t given x_T
+        config.teacher.weight = "native"
     if arg == "quicktest":
         config.name = "inpaint-quicktest"
         config.network.update(channels=(16, 16), attention=(1,), head_channels=16, groups=4)

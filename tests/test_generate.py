@@ -60,8 +60,10 @@ def test_every_method_distils(teacher, tmp_path, method, settings):
 
 @pytest.mark.usefixtures("lenient")
 def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
-    config = tiny("sfddm", times=(0.3, 1.0))
+    """At rate 0 the student is the teacher, on the same two steps."""
+    config = tiny("sfddm", times=(0.5, 1.0))
     config.teacher.checkpoint = teacher
+    config.distill.student_optimizer.learning_rate = 0.0
     job = build(config)
     run(job, tmp_path, "all")
     report = json.loads((tmp_path / "report.json").read_text())
@@ -71,7 +73,8 @@ def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
     run(job, tmp_path, "compare")
     found = json.loads((tmp_path / "consistency.json").read_text())
     assert found["images"] == 16
-    assert -1 <= found["other noise"] <= 1
+    np.testing.assert_allclose(found["same noise"], 1, atol=1e-4)
+    assert found["other noise"] < 0.999
     assert {"consistency.png", "interpolation.png", "samples.png"} <= {p.name for p in tmp_path.iterdir()}
 
 
@@ -86,6 +89,13 @@ def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
         ("sfddm", {"hidden": "layers"}, "config.distill: hidden = 'layers'"),
         ("dibregman", {"student_steps": 2}, "a student of dibregman has 1"),
         ("dibregman", {"divergence": "reverse-kl"}, "unknown divergence 'reverse-kl'.*Did you mean 'reverse_kl'"),
+        ("dibregman", {"divergence": {"name": "powr"}}, "unknown divergence 'powr'.*Did you mean 'power'"),
+        ("dibregman", {"divergence": {"name": "pearson", "exponent": 1}}, "config.distill.divergence has no field"),
+        ("dibregman", {"divergence": {"name": "power", "exponent": "x"}}, "config.distill.divergence: "),
+        ("dibregman", {"ratio_clip": (20.0, 0.1)}, "the bounds are 0 <= low < high"),
+        ("dibregman", {"ratio_clip": 3.0}, "config.distill: "),
+        ("dibregman", {"logit_clip": -1.0}, "config.distill.logit_clip = -1.0"),
+        ("sfddm", {"times": ("a", 1.0)}, "config.distill.times = .*: it must hold numbers"),
         ("dibregman", {"classifier": "none"}, "unknown value of config.distill.classifier 'none'"),
         ("dibregman", {"t_start": 2.0}, "config.distill.t_start = 2.0: it must be from 0"),
         ("dibregman", {"reference_steps": 0}, "config.distill.reference_steps = 0"),
@@ -103,11 +113,22 @@ def test_wrong_settings_are_named(arg, change, message):
         build(config)
 
 
+def test_students_of_a_chain_have_one_evaluation_a_step():
+    config = tiny("progressive")
+    config.evaluate.sampler.name = "probability_flow"
+    with pytest.raises(UserError, match="a student of progressive has one evaluation a step: take ancestral or dbim"):
+        build(config)
+
+
+def test_two_of_a_kind_are_refused():
+    for arg in ("sfddm,ibmd", "emoji,fashion"):
+        with pytest.raises(ValueError, match="one method and one kind of data"):
+            GENERATE.get_config(arg)
+
+
 def test_bridges_take_density_ratios_too():
     """Conditional on x_T; the whole step is traced, with the head's parameters of this network."""
     config = config_files.load("inpaint").get_config("dibregman")
-    config.bridge, config.parametrisation = {"name": "ddbm_vp"}, {"name": "ddbm"}
-    config.network.conditional = True
     config.distill.update(batch_size=4, auxiliary_updates=1)
     job = build(config)
     batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[:8], job.test()))
@@ -133,6 +154,17 @@ def test_noise_belongs_to_bridges_that_start_from_it():
             config.data.corruption = corruption
         with pytest.raises(UserError, match=r"Cosine starts from noise of deviation 1: set config.data.corruption"):
             build(config)
+    config = tiny("ibmd")
+    config.network.conditional = True
+    with pytest.raises(UserError, match=r"config.network.conditional: x_T is noise"):
+        build(config)
+    config.network.conditional, config.bridge = False, {"name": "brownian"}
+    with pytest.raises(UserError, match="'pure-noise': Brownian is a bridge between images"):
+        build(config)
+    config = config_files.load("inpaint").get_config("dibregman")
+    config.network.conditional = False
+    with pytest.raises(UserError, match=r"on a bridge between images needs config.network.conditional"):
+        build(config)
     config = config_files.load("inpaint").get_config("quicktest")
     config.distill.t_start = 0.5
     with pytest.raises(UserError, match=r"t_start = 0.5 is for config.data.corruption = 'pure-noise'"):

@@ -47,6 +47,8 @@ RANGES = {
     "distill.noise_channels": (0, float("inf")),
     "distill.student_steps": (1, 1000),
     "distill.pretraining": (0, float("inf")),
+    "distill.logit_clip": (0, float("inf")),
+    "distill.adversarial": (0, float("inf")),
     "distill.chain": (1, 1000),
     "distill.reference_steps": (1, 1000),
     "data.size": (1, float("inf")),

@@ -106,7 +106,10 @@ def student_of(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]
             raise UserError(f"config.distill lacks {name!r}, a field of the method {d['method']}: see configs/")
     if parts.teacher_denoise and d["method"] != "ibmd":
         raise UserError(f"config.distill.method = {d['method']!r} takes one teacher: several are for ibmd")
-    return entry.make(c, parts)
+    try:
+        return entry.make(c, parts)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.distill: {error}") from error
 
 
 def _optimizer(c: dict[str, Any], section: str, field: str, steps: int):
@@ -176,7 +179,10 @@ def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
 
 def _student_times(d: dict[str, Any], T: float) -> Array:
     """The student's chain, from T down to 0. Raises: UserError unless config.distill.times can be one."""
-    steps, times = d["student_steps"], [float(t) for t in d.get("times", ())]
+    try:
+        steps, times = d["student_steps"], [float(t) for t in d.get("times", ())]
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.distill.times = {d['times']!r}: it must hold numbers") from error
     if not times:
         return uniform_grid(steps, T)
     rising = all(a < b for a, b in zip([0.0, *times], times, strict=False))
@@ -187,7 +193,11 @@ def _student_times(d: dict[str, Any], T: float) -> Array:
 
 def _one_network(c: dict[str, Any], parts: Parts, method: Callable[..., Method], settings: dict[str, Any]):
     """SFDDM or progressive distillation: they train the student alone, on its own times."""
-    d = c["distill"]
+    d, steps = c["distill"], c["distill"]["student_steps"]
+    if parts.sampling.evaluations(steps) != steps:
+        raise UserError(
+            f"config.evaluate.sampler: a student of {d['method']} has one evaluation a step: take ancestral or dbim"
+        )
     settings |= {
         "times": _student_times(d, parts.bridge.T),
         "weight": _weight(c, "distill", "student_weight", parts.native),
@@ -196,7 +206,7 @@ def _one_network(c: dict[str, Any], parts: Parts, method: Callable[..., Method],
     }
     first = parts.denoise, parts.bridge, _optimizer(c, "distill", "student_optimizer", d["steps"])
     made = make("distill", functools.partial(method, *first), settings)
-    return made._replace(init=lambda start: made.init(start[0])), (d["student_steps"],)
+    return made._replace(init=lambda start: made.init(start[0])), (steps,)
 
 
 def _sfddm(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
@@ -209,9 +219,12 @@ def _progressive(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ..
 
 
 def _divergence(spec: str | dict[str, Any]) -> Divergence:
-    if isinstance(spec, str):
-        return lookup(DIVERGENCES, spec, "divergence")
-    return make("distill.divergence", power, {k: v for k, v in spec.items() if k != "name"})
+    settings = {"name": spec} if isinstance(spec, str) else dict(spec)
+    found = lookup({**DIVERGENCES, "power": power}, settings.pop("name", None), "divergence")
+    if found is power:
+        return make("distill.divergence", lambda exponent=0.5: power(float(exponent)), settings)
+    check_names("distill.divergence", (), settings)
+    return found
 
 
 def _dibregman(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
@@ -220,6 +233,10 @@ def _dibregman(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]
         raise UserError(f"config.distill.student_steps = {d['student_steps']}: a student of dibregman has 1")
     own = lookup({"auxiliary": False, "own": True}, d["classifier"], "value of config.distill.classifier")
     taught = lookup({"data": False, "teacher": True}, d["reference"], "value of config.distill.reference")
+    if not (is_noise(c["data"]["corruption"]) or c["network"].get("conditional")):
+        raise UserError(
+            "config.distill.method = 'dibregman' on a bridge between images needs config.network.conditional"
+        )
     first, settings = _with_auxiliary(c, parts)
     settings |= {name: d[name] for name in ("logit_clip", "ratio_mean", "weight_mean", "adversarial")}
     settings |= {"divergence": _divergence(d["divergence"]), "ratio_clip": tuple(d["ratio_clip"])}

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ibmd_jax import methods
-from ibmd_jax.bridges import BRIDGES, Bridge, OtOde
+from ibmd_jax.bridges import BRIDGES, Bridge, Flow, OtOde
 from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
 from ibmd_jax.build.fields import check_names, check_ranges, make
 from ibmd_jax.build.methods import Parts, Sampling, is_noise, sampling_of, steps_of, student_of, teacher_of
@@ -88,7 +88,7 @@ def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
             for field in Conditioning._fields:
                 if model["network"].get(field, 0):
                     raise UserError(f"{folder} has network.{field}: teachers that are combined by_label see no cond")
-        network["classes"] = len(folders) + bool(c["distill"]["blind"])
+        network["classes"] = len(folders) + bool(c["distill"].get("blind", False))
     network |= {name: c["network"][name] for name in COMPUTING if name in c["network"]}
     return {**c, **models[0], "network": network, "teacher": {**c["teacher"], "models": models}}
 
@@ -120,6 +120,8 @@ def model_of(c: dict[str, Any]) -> Model:
     check_ranges(c)
     bridge = _bridge(c["bridge"])
     _check_noise(c["data"]["corruption"], bridge)
+    if is_noise(c["data"]["corruption"]) and c["network"].get("conditional"):
+        raise UserError("config.network.conditional: x_T is noise that has nothing to do with x_0: set it to False")
     parametrisation = _parametrisation(c["parametrisation"])
     image_shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
     denoise, init_params, conditioning, dropout = _denoiser(c["network"], parametrisation, bridge, image_shape)
@@ -198,12 +200,18 @@ def _bridge(settings: dict[str, Any]) -> Bridge:
 
 
 def _check_noise(corruption: str | dict[str, Any], bridge: Bridge) -> None:
-    """Raises UserError unless a bridge from noise gets noise, of its own standard deviation."""
-    if bridge.pinned:
+    """Raises UserError unless a bridge from noise gets noise, of its own standard deviation, and no other one does."""
+    if bridge.pinned and not isinstance(bridge, Flow):
+        if is_noise(corruption):
+            raise UserError(
+                f"config.data.corruption = 'pure-noise': {type(bridge).__name__} is a bridge between images"
+            )
+        return
+    if bridge.pinned and not is_noise(corruption):
         return
     name, wanted = type(bridge).__name__, float(bridge.sigma(jnp.float32(bridge.T)))
     std = (1.0 if isinstance(corruption, str) else corruption.get("std", 1.0)) if is_noise(corruption) else None
-    if std is None or abs(std / wanted - 1) > 1e-3:
+    if not isinstance(std, int | float) or abs(std / wanted - 1) > 1e-3:
         raise UserError(
             f"config.bridge: {name} starts from noise of deviation {wanted:.6g}: set config.data.corruption = "
             f"{{'name': 'pure-noise', 'std': {wanted:.6g}}}"

@@ -128,7 +128,9 @@ def make_corrupt(
 def check_example(example: Example, corrupts: bool, conditioning: Conditioning, where: str) -> None:
     """Raises UserError unless the examples of a source serve: x_T given or made, and what `conditioning` needs."""
     if corrupts and "x_0" not in example:
-        raise UserError(f"{where} has no clean images to corrupt: set config.data.corruption to none")
+        raise UserError(
+            f"{where} has no clean images to corrupt: take another source, or set config.data.corruption to none"
+        )
     if not corrupts and "x_T" not in example:
         raise UserError(f"{where} has clean images alone: set config.data.corruption")
     if corrupts and "x_T" in example:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import optax
 
 from ibmd_jax.bridges import Bridge
-from ibmd_jax.core.arrays import expand, mean_inside
+from ibmd_jax.core.arrays import composite, expand, mean_inside
 from ibmd_jax.core.streams import normal, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
 from ibmd_jax.methods.base import Method, Update, WeightFn, one, one_network
@@ -51,19 +51,35 @@ class Info(NamedTuple):
 
 
 def steps_of(
-    denoise: Denoise, bridge: Bridge, params: Params, x_s: Array, s: Array, u: Array, batch: Batch, steps: int, z: Array
+    denoise: Denoise,
+    bridge: Bridge,
+    params: Params,
+    x_s: Array,
+    s: Array,
+    u: Array,
+    batch: Batch,
+    steps: int,
+    z: Array,
+    first: Array | None = None,
 ) -> Array:
-    """x_u after `steps` deterministic steps from x_s, equally spaced in time: [B, H, W, C]. s > u: [B]."""
+    """x_u after `steps` deterministic steps from x_s, equally spaced in time, as samplers.dbim makes them.
+
+    Returns: [B, H, W, C]. s > u: [B]. first: the estimate at x_s, where it is known.
+    """
 
     def at(j: Array) -> Array:
         return jnp.where(j == steps, u, s + (u - s) * (j.astype(s.dtype) / steps))
 
     def body(x: Array, j: Array) -> tuple[Array, None]:
-        x_0 = denoise(params, x, at(j), batch.x_T, batch.cond)
-        return carry_on(bridge, x, x_0, batch.x_T, at(j), at(j + 1), z), None
+        return advance(x, denoise(params, x, at(j), batch.x_T, batch.cond), j), None
 
-    x_s, _ = jax.lax.scan(body, x_s, jnp.arange(steps))
-    return x_s
+    def advance(x: Array, x_0: Array, j: Array) -> Array:
+        x_0 = composite(x_0, batch.x_T, batch.mask)
+        return carry_on(bridge, x, x_0, batch.x_T, at(j), at(j + 1), z)
+
+    begin = 0 if first is None else 1
+    x_s = x_s if first is None else advance(x_s, first, jnp.int32(0))
+    return jax.lax.scan(body, x_s, jnp.arange(begin, steps))[0]
 
 
 def keys_of(batch: Batch, key: Key) -> Key:
@@ -112,7 +128,7 @@ def sfddm(
     """
     if hidden not in HIDDEN or distance not in DISTANCES:
         raise ValueError(f"hidden = {hidden!r}, distance = {distance!r}: they are of {HIDDEN} and {tuple(DISTANCES)}")
-    if chain < 1 or not (output_weight or (hidden_weight and hidden != "none")):
+    if chain < 1 or int(chain) != chain or not (output_weight or (hidden_weight and hidden != "none")):
         raise ValueError(f"chain = {chain}, output_weight = {output_weight}: nothing would be learnt")
     d = DISTANCES[distance]
 
@@ -130,7 +146,7 @@ def sfddm(
             unlike = mean_inside(d(mine - its))
         if hidden == "latents":
             mine = carry_on(bridge, x_s, student, batch.x_T, s, u, z)
-            its = steps_of(denoise, bridge, teacher, x_s, s, u, batch, chain, z)
+            its = steps_of(denoise, bridge, teacher, x_s, s, u, batch, chain, z, target)
             unlike = mean_inside(d(mine - its), batch.mask)
         w = expand(jnp.sqrt(weight(bridge, s)), x_s)
         output = mean_inside(d(w * (student - target)), batch.mask)

@@ -54,6 +54,6 @@ def retrieval_accuracy(images: Array, texts: Array, encode: Callable[[Array], Ar
             )
         encode = name_encoder()
     distinct, own = np.unique(np.asarray(texts), axis=0, return_inverse=True)
-    distinct = distinct / np.linalg.norm(distinct, axis=-1, keepdims=True)
+    distinct = distinct / np.maximum(np.linalg.norm(distinct, axis=-1, keepdims=True), 1e-12)
     found = np.concatenate([np.asarray(encode(images[i : i + PART])) for i in range(0, len(images), PART)])
     return float(((found @ distinct.T).argmax(-1) == own).mean())

@@ -6,7 +6,8 @@ WORKDIR/config.json              the configuration that owns the folder
         pictures/                image grids made while training
         report.json, samples.png the evaluation
         samples/                 restored images, one file each (--mode=sample)
-        consistency.{json,png}, interpolation.png    student and teacher from the same noise (--mode=compare)
+        consistency.{json,png}   student and teacher from the same noise, and
+        interpolation.png        the student on lines in it (--mode=compare)
 """
 
 import functools
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
@@ -248,7 +248,7 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 
     def start(frozen: Params, given: Params | None) -> Any:
         first = frozen if given is None else given
-        fresh = (job.init_params(_key(job, "init"), n) for n in (_noise_channels(job), 0))
+        fresh = (job.init_params(_key(job, "student"), n) for n in (_noise_channels(job), 0))
         keep = c["start"] == "random"
         return job.distill.init(tuple(params if keep else with_new_inputs(first, params) for params in fresh))
 
@@ -335,32 +335,34 @@ INTERPOLATED = 9  # images of a line, both ends among them
 
 
 def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
-    """What teacher and student make of the same noise: their consistency, and pictures of it and of lines in noise."""
+    """What teacher and student make of the same noise: a picture and their consistency; the student on lines in it."""
     if not job.generates:
         raise UserError("--mode=compare is for models that generate: config.data.corruption is not 'pure-noise'")
     if job.features is None:
         raise UserError("--mode=compare needs features: set config.evaluate.features")
     (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
-    nfe, steps = list(job.teacher_steps.items())[-1]
-    slow = functools.partial(jax.jit(functools.partial(job.teacher.sample, steps=steps)), teacher)
+    nfe = max(job.teacher_steps)
+    slow = functools.partial(jax.jit(functools.partial(job.teacher.sample, steps=job.teacher_steps[nfe])), teacher)
     fast = functools.partial(jax.jit(job.distill.sample), student)
-    key, n, test = _key(job, "compare"), job.test().x_T.shape[0], job.test()
-    parts = split(test, job.config["evaluate"]["batch_size"])
-    images = {
-        "student": np.concatenate([to_host(fast(key, part)) for part in parts])[:n],
-        f"teacher {nfe}": np.concatenate([to_host(slow(key, part)) for part in parts])[:n],
-    }
-    seen = [np.asarray(job.features(x)) for x in images.values()]
-    mean = np.asarray(job.features(test.x_0)).mean(0)
-    found = {"same noise": cosine(*seen, mean), "other noise": cosine(seen[0], np.roll(seen[1], 1, 0), mean)}
+    key, n, size = _key(job, "compare"), job.test().x_T.shape[0], job.config["evaluate"]["batch_size"]
+
+    def made(sample: Callable[..., Array], test: Batch) -> np.ndarray:
+        return np.concatenate([to_host(sample(key, part)) for part in split(test, size)])[:n]
+
+    def seen(images: np.ndarray) -> np.ndarray:
+        return np.concatenate([np.asarray(job.features(images[i : i + size])) for i in range(0, n, size)])
+
+    images = {"student": made(fast, job.test()), f"teacher {nfe}": made(slow, job.test())}
+    ours, theirs = (seen(x) for x in images.values())
+    mean, others = seen(np.asarray(job.test().x_0)).mean(0), seen(made(slow, other_inputs(job.test(), 1)))
+    found = {"same noise": cosine(ours, theirs, mean), "other noise": cosine(ours, others, mean)}
     rows = np.linspace(0, n - 1, PICTURE_EXAMPLES).astype(int)
     save_grid(folder / "consistency.png", {name: x[rows] for name, x in images.items()})
 
-    ends = jax.tree.map(lambda x: x[:PICTURE_EXAMPLES], test)
-    lines = {}
+    ends, lines = jax.tree.map(lambda x: x[:PICTURE_EXAMPLES], job.test()), {}
     for name, line in (("straight", straight), ("slerp", spherical)):
         for i in range(INTERPOLATED):
-            x_T = line(ends.x_T, jnp.roll(ends.x_T, 1, 0), i / (INTERPOLATED - 1))
+            x_T = line(ends.x_T, other_inputs(ends, 1).x_T, i / (INTERPOLATED - 1))
             lines[f"{name} {i}/{INTERPOLATED - 1}"] = fast(key, ends._replace(x_T=x_T))
     save_grid(folder / "interpolation.png", lines)
     say("Cosine of the features of student and teacher, from " + ", ".join(f"{k}: {v:.3f}" for k, v in found.items()))

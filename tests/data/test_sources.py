@@ -259,7 +259,12 @@ def test_what_a_source_lacks_is_found_at_the_start(tmp_path):
     check_example({"x_0": x, "label": label}, True, Conditioning(4), "s")
     check_example({"x_0": x, "text": np.zeros(8)}, True, Conditioning(0, 8), "s")
     for example, corrupts, conditioning, message in (
-        ({"x_T": x}, True, (0, 0), "no clean images to corrupt: set config.data.corruption to none"),
+        (
+            {"x_T": x},
+            True,
+            (0, 0),
+            "no clean images to corrupt: take another source, or set config.data.corruption to none",
+        ),
         ({"x_0": x}, False, (0, 0), "clean images alone: set config.data.corruption"),
         ({"x_0": x, "x_T": x}, True, (0, 0), "brings its own x_T"),
         ({"x_0": x}, True, (5, 0), "s has no labels, which config.network.classes = 5"),

@@ -86,7 +86,8 @@ def test_the_weight_is_the_second_derivative_times_r(name):
 def test_powers_include_three_of_the_names():
     r = jnp.asarray([0.3, 2.0])
     for name, exponent in (("reverse_kl", 0.0), ("pearson", 1.0), ("forward_kl", -1.0)):
-        np.testing.assert_allclose(power(exponent).weight(r), DIVERGENCES[name].weight(r))
+        for divergence in (power(exponent), DIVERGENCES[name]):
+            np.testing.assert_allclose(divergence.weight(r), r**exponent, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -213,20 +214,37 @@ def test_a_gaussian_is_recovered(name):
     np.testing.assert_allclose(ratios[-50:].mean(), 1, atol=0.1)
 
 
-def test_on_a_conditional_bridge_the_truth_is_a_fixed_point_and_others_move_to_it():
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_on_a_conditional_bridge_the_truth_is_a_fixed_point_and_others_move_to_it(name):
     bridge, truth = Brownian(1.0), gaussian.ONE_D
     network = gaussian.make_conditional_denoise(bridge, truth.S)
     other = {"M": jnp.float32([[0.3]]), "R": jnp.float32([[0.9]])}
-    m = dibregman(network, bridge, optax.sgd(0.1), optax.sgd(0.0), BLIND, **PLAIN)
+
+    def log_ratio(student):
+        """log p / q of x_t given x_T, both Gaussian."""
+
+        def log_normal(params, x_t, t, x_T):
+            a, b, c = (v[:, None] for v in bridge.coeffs(t))
+            variance = jnp.square(b * params["R"]) + jnp.square(c)
+            return -jnp.square(x_t - (a + b * params["M"]) * x_T) / (2 * variance) - jnp.log(variance) / 2
+
+        return lambda params, phi, x_t, t, batch: (
+            log_normal(truth.params, x_t, t, batch.x_T) - log_normal(student, x_t, t, batch.x_T)
+        )[:, 0]
+
     x_T = gaussian.draw_x_T(truth, jax.random.key(0), 4096)
     for student in (truth.params, other):
+        judge = Classifier(lambda phi: {}, log_ratio(student))
+        settings = {**PLAIN, "ratio_clip": (0.05, 20.0), "divergence": DIVERGENCES[name]}
+        m = dibregman(network, bridge, optax.sgd(0.1), optax.sgd(0.0), judge, **settings)
         state = m.init((student, student))
         after, info = m.updates["student"].apply(state, truth.params, Batch(x_T), jax.random.key(1))
         moved = jax.tree.map(lambda x, y, z: jnp.abs(x - z) - jnp.abs(y - z), student, after.student, truth.params)
         if student is other:
-            assert all(v > 0.003 for v in jax.tree.leaves(moved))
+            assert all(v > 0.001 for v in jax.tree.leaves(moved))
+            assert abs(info.ratio - 1) > 0.02
         else:
-            np.testing.assert_allclose(info.student_grad_norm, 0, atol=1e-6)
+            np.testing.assert_allclose([info.student_grad_norm, info.ratio - 1], 0, atol=1e-5)
 
 
 def test_the_stabilisers_by_hand():
@@ -253,6 +271,8 @@ def test_the_stabilisers_by_hand():
     expect({"ratio_mean": True}, raw / (1.0 + tenth))
     expect({"weight_mean": True}, raw / 3.0)
     expect({"normalise": True}, raw / jnp.abs(made - good)[:, 0])
+    both = jnp.clip(raw, 0.9, 1.2) / (1.0 + tenth)
+    expect({"ratio_clip": (0.9, 1.2), "ratio_mean": True, "weight_mean": True}, both / 3.0)
 
 
 def test_means_of_ratio_and_weight_follow_the_batches():
@@ -345,6 +365,12 @@ def test_the_reference_may_be_the_teachers_samples():
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     with pytest.raises(ValueError, match="needs clean images, or a reference"):
         same.updates["auxiliary"].apply(state, TEACHER, Batch(x_T), key)
+
+
+@pytest.mark.parametrize("settings", [{"ratio_clip": (20.0, 0.1)}, {"ratio_clip": (1.0, 1.0)}, {"logit_clip": -1.0}])
+def test_bounds_that_leave_no_ratio(settings):
+    with pytest.raises(ValueError, match="the bounds are 0 <= low < high"):
+        method(**settings)
 
 
 def test_samples_are_the_students_in_one_step():
