@@ -195,8 +195,8 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
         "the features of a small classifier (`fashion`): they compare with no other table. Sampling at 16 NFE and by",
         "the teacher is deterministic (DDIM). Diversity: deviation over the noise. Classes: the share of the class",
         "that deviates most, over its share in the test set, both by a linear classifier of the features. Cosine: of",
-        "features, with the teacher's image at 16 NFE from the same noise; control: another teacher, trained for",
-        f"{CONTROL} steps. With several seeds, mean ± standard deviation. Made by `python -m benchmarks.leaderboard`.\n",
+        "features, with the teacher's image at 16 NFE from the same noise; control: another teacher, trained for only",
+        f"{CONTROL} steps. With several seeds mean ± standard deviation. By `python -m benchmarks.leaderboard`.\n",
         f"| {' | '.join(HEADS).format(reference['nfe'])} |",
         "|" + "---|" * len(HEADS),
     ]
