@@ -107,9 +107,7 @@ def steps_for(entry: Entry, config: ml_collections.ConfigDict) -> int:
 
 def student(label: str, seed: int, teacher: str, runs: Path) -> tuple[Job, Any, float]:
     """A row's trained student: its job, its parameters, and the seconds of its training, nan if not all in one go."""
-    entry = {**ENTRIES, **{k: Entry("dibregman", BREGMAN, {"divergence": BASE, **v}) for k, v in ABLATIONS.items()}}[
-        label
-    ]
+    entry = ROWS[label]
     config, folder = config_of(entry.method, seed), runs / f"{label.replace(', ', '-').replace(' ', '_')}-{seed}"
     begin, steps = float("nan") if folder.exists() else time.perf_counter(), steps_for(entry, config)
     if entry.method != "progressive":

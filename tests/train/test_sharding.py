@@ -11,11 +11,13 @@ from jax.sharding import AxisType, Mesh
 
 from ibmd_jax.bridges import I2SB
 from ibmd_jax.bridges.parametrisations import eps
+from ibmd_jax.bridges.times import uniform_grid
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
-from ibmd_jax.methods import ibmd
+from ibmd_jax.methods import dibregman, ibmd, on_features, sfddm
 from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
+from ibmd_jax.networks.head import Head
 from ibmd_jax.networks.unet import UNet
 from ibmd_jax.train.checkpoint import Checkpoints
 from ibmd_jax.train.sharding import abstract_state, batch_sharding, check_divisible, make_mesh, state_sharding
@@ -33,10 +35,28 @@ def test_large_leaves_are_split_on_their_largest_divisible_axis():
     assert all(not tuple(s.spec) for s in jax.tree.leaves(alone))
 
 
-def test_a_step_on_four_devices_with_split_state_is_the_step_on_one():
+def the_method(name, denoise, bridge):
+    if name == "sfddm":
+        m = sfddm(denoise, bridge, optax.sgd(0.1), times=uniform_grid(3), hidden="latents", distance="l2")
+        return m._replace(init=lambda start: m.init(start[0]))
+    rates = optax.sgd(0.1), optax.sgd(0.1)
+    if name == "ibmd":
+        return ibmd(denoise, bridge, *rates, auxiliary_updates=2)
+    head = Head(8)
+    judge = on_features(
+        denoise,
+        lambda: head.init(jax.random.key(3), jnp.zeros((1, 4, 4, 8)))["params"],
+        lambda params, h: head.apply({"params": params}, h),
+        own=True,
+    )
+    return dibregman(denoise, bridge, *rates, judge, auxiliary_updates=1)
+
+
+@pytest.mark.parametrize("name", ["ibmd", "sfddm", "dibregman"])
+def test_a_step_on_four_devices_with_split_state_is_the_step_on_one(name):
     network, bridge = from_linen(UNet(channels=(8,), attention=(), groups=4)), I2SB()
     denoise = make_denoiser(network, bridge, eps)
-    m = ibmd(denoise, bridge, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=2)
+    m = the_method(name, denoise, bridge)
     teacher = jax.jit(lambda k: init_denoiser(network, k, (8, 8, 3)))(jax.random.key(0))
     leaves, tree = jax.tree.flatten(teacher)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -54,8 +74,8 @@ def test_a_step_on_four_devices_with_split_state_is_the_step_on_one():
         sharding = jax.tree.map(lambda x: x.sharding, abstract_state(mesh, 32, start))
         state = jax.jit(start, out_shardings=sharding)()
         update = jax.jit(m.step, donate_argnums=0, out_shardings=(sharding, None))
-        batch = Batch(jax.device_put(x_T, batch_sharding(mesh)))
-        frozen = jax.device_put(teacher, sharding.student)
+        batch = jax.device_put(Batch(x_T, x_T[::-1] / 2), batch_sharding(mesh))
+        frozen = jax.device_put(teacher, sharding.params if name == "sfddm" else sharding.student)
         for i in range(2):
             state, info = update(state, frozen, batch, jax.random.key(i))
         return state, info
