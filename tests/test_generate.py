@@ -41,7 +41,7 @@ def teacher(tmp_path_factory):
 @pytest.mark.parametrize(
     ("method", "settings"),
     [
-        ("dibregman", {"reference": "teacher", "reference_steps": 2, "divergence": "pearson"}),
+        ("dibregman", {"reference": "teacher", "reference_steps": 2, "classifier": "own", "adversarial": 0.1}),
         ("ibmd", {"start": "random"}),
         ("progressive", {}),
     ],

@@ -191,7 +191,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
             return with_new_inputs(teacher, model.init_params(key, channels)), teacher
 
         state = abstract(lambda p: method.init(start(p)), teachers[0])
-        found = state._asdict()
+        found = {k: v for k, v in state._asdict().items() if any(x.ndim > 1 for x in jax.tree.leaves(v))}
         optimizers = [name for name in found if name.endswith("optimizer")]
         parts = {
             **{{"params": "student", "ema": "average"}.get(k, k): v for k, v in found.items() if k not in optimizers},
