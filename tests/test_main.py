@@ -154,7 +154,7 @@ def test_bad_input_is_one_clear_error_before_any_work(environment, tmp_path, nam
 
 
 def test_a_missing_configuration_and_an_unknown_variant(environment, tmp_path):
-    for config, message in (("configs/nothing.py", "nothing.py"), ("configs/inpaint.py:fast", "quicktest, not 'fast'")):
+    for config, message in (("configs/nothing.py", "nothing.py"), ("configs/inpaint.py:fast", "dibregman, not 'fast'")):
         code, out = run(environment, f"--config={config}", f"--workdir={tmp_path}")
         assert code != 0
         assert message in out
