@@ -7,10 +7,10 @@ python -m ibmd_jax.main --config=configs/generate.py:sfddm,quicktest        a mi
 Methods: dibregman, ibmd (one step), sfddm (16 steps), progressive (one fold: 32 steps to 16). Data: emoji; emoji-names,
 conditioned on what they show; after python -m ibmd_jax.data.prepare fashion_mnist also fashion, and fashion-classes,
 conditioned on the class. --mode=compare then draws what teacher and student make of the same noise.
-
-On edm and diffusion_ve give the student's times (sfddm): equally spaced ones of progressive suit VP bridges and flows.
-t_start is a time of the bridge, too.
 benchmarks/leaderboard.py compares the methods; benchmarks/results/leaderboard.md has times and numbers.
+
+Equally spaced times, and t_start, are for bridges with T = 1. On edm and diffusion_ve set config.distill.times (sfddm)
+and t_start; progressive has no such field.
 """
 
 import importlib.util

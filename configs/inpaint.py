@@ -2,7 +2,7 @@
 
 python -m ibmd_jax.main --config=configs/inpaint.py              17 minutes on 2 CPU cores; FID 2.4, its teacher 4.5
 python -m ibmd_jax.main --config=configs/inpaint.py:quicktest    a minute: the same job, too small to be good
-python -m ibmd_jax.main --config=configs/inpaint.py:dibregman    Di-Bregman instead of IBMD: density ratios given x_T
+python -m ibmd_jax.main --config=configs/inpaint.py:dibregman    Di-Bregman on a DDBM teacher; no numbers yet
 """
 
 import importlib.util

@@ -113,6 +113,22 @@ def test_wrong_settings_are_named(arg, change, message):
         build(config)
 
 
+def test_how_a_run_is_evaluated_does_not_change_what_it_trains():
+    """config.evaluate may change between the runs of one workdir: the step is the same program."""
+    programs = []
+    for sampler in ("dbim", "ancestral"):
+        config = tiny("dibregman", reference="teacher")
+        config.evaluate.sampler.name = sampler
+        job = build(config)
+        batch = jax.eval_shape(lambda j=job: jax.tree.map(lambda x: x[:8], j.test()))
+        params = jax.eval_shape(lambda j=job: j.init_params(jax.random.key(0), 0))
+        state = jax.eval_shape(lambda p, j=job: j.distill.init((p, p)), params)
+        with jax.numpy_dtype_promotion("standard"):
+            update = jax.jit(job.distill.updates["auxiliary"].apply)
+            programs.append(update.lower(state, params, batch, jax.random.key(0)).as_text())
+    assert programs[0] == programs[1]
+
+
 def test_students_of_a_chain_have_one_evaluation_a_step():
     config = tiny("progressive")
     config.evaluate.sampler.name = "probability_flow"

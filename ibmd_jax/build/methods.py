@@ -19,7 +19,7 @@ from ibmd_jax.methods.base import WEIGHTS, Method, product
 from ibmd_jax.methods.dibregman import DIVERGENCES, Divergence, power
 from ibmd_jax.networks.generator import told_earlier
 from ibmd_jax.networks.head import Head
-from ibmd_jax.samplers import SAMPLERS
+from ibmd_jax.samplers import SAMPLERS, dbim
 from ibmd_jax.train.optim import make_optimizer
 
 
@@ -260,14 +260,17 @@ def _head(parts: Parts, key: Key) -> tuple[Callable[[], Params], Callable[..., A
 
 
 def _teacher_samples(parts: Parts, steps: int) -> Callable[[Params, Key, Batch], Array]:
-    """The teacher's own images for a batch, with as many steps of its sampler."""
+    """The teacher's own images for a batch, by so many deterministic steps.
+
+    Not by config.evaluate.sampler, which may change between the runs of a workdir.
+    """
 
     def sample(params: Params, key: Key, batch: Batch) -> Array:
         def bound(x_t: Array, t: Array, x_T: Array, cond=None) -> Array:
             return parts.denoise(params, x_t, t, x_T, cond)
 
-        times, settings = parts.sampling.grid(steps, parts.bridge.T), {"mask": batch.mask, "cond": batch.cond}
-        return parts.sampling.sample(bound, parts.bridge, stream(key, "reference"), batch.x_T, times, **settings)
+        times, settings = uniform_grid(steps, parts.bridge.T), {"mask": batch.mask, "cond": batch.cond}
+        return dbim(bound, parts.bridge, stream(key, "reference"), batch.x_T, times, **settings)
 
     return sample
 
