@@ -48,6 +48,16 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), batch)
 
 
+def gathered(params: Params) -> Params:
+    """Parameters whole on every device of jax.set_mesh's mesh, until the update that reads them has ended.
+
+    Outside of the loop over microbatches, split parameters then travel once for all of them.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return params
+    return jax.lax.with_sharding_constraint(params, jax.sharding.PartitionSpec())
+
+
 def mean_gradient(
     loss: Callable[..., tuple[Array, Any]], params: Params, inputs: Any, parts: int = 1
 ) -> tuple[tuple[Array, Any], Params]:
@@ -60,12 +70,12 @@ def mean_gradient(
     Returns: ((loss, further results [B]), gradient), averages over the parts: the same numbers for any parts up to
         rounding, if an example's terms depend on it alone. The further results are not in the order of the inputs.
     """
-    gradient = jax.value_and_grad(loss, has_aux=True)
+    gradient, near = jax.value_and_grad(loss, has_aux=True), gathered(params)
     if parts == 1:
-        return gradient(params, inputs)
+        return gradient(near, inputs)
 
     def add(total: Any, part: Any) -> tuple[Any, Any]:
-        (value, further), grads = gradient(params, part)
+        (value, further), grads = gradient(near, part)
         return jax.tree.map(jnp.add, total, (value, grads)), further
 
     zero = jnp.zeros(()), jax.tree.map(jnp.zeros_like, params)
@@ -105,8 +115,10 @@ def one_network(
         return State(jnp.zeros((), jnp.int32), start, copy, optimizer.init(start))
 
     def step(state: State, frozen: Params | None, batch: Batch, key: Key) -> tuple[State, Any]:
+        frozen = jax.lax.stop_gradient(gathered(frozen))
+
         def mean(params: Params, inputs: tuple[Batch, Any]) -> tuple[Array, tuple[Array, ...]]:
-            values, terms = loss(params, jax.lax.stop_gradient(frozen), *inputs)
+            values, terms = loss(params, frozen, *inputs)
             return values.mean(), terms
 
         (value, terms), grads = mean_gradient(mean, state.params, (batch, draw(batch, key)), accumulate)

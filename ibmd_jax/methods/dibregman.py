@@ -32,7 +32,7 @@ from ibmd_jax.bridges.times import uniform
 from ibmd_jax.core.arrays import ema_update, expand, mean_inside
 from ibmd_jax.core.streams import normal, step_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
-from ibmd_jax.methods.base import Method, Update, WeightFn, mean_gradient, one, repeat, split_batch
+from ibmd_jax.methods.base import Method, Update, WeightFn, gathered, mean_gradient, one, repeat, split_batch
 from ibmd_jax.methods.ibmd import generate
 from ibmd_jax.methods.teacher import denoising_error
 from ibmd_jax.samplers import one_step
@@ -215,13 +215,14 @@ def dibregman(
 
     def update_auxiliary(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, tuple[Array, ...]]:
         """One update of the auxiliary network and of the classifier on (4)."""
+        student, teacher = gathered((state.student, teacher))
         batch = batch._replace(x_0=batch.x_0 if reference is None else reference(teacher, key, batch))
         if batch.x_0 is None:
             raise ValueError("dibregman needs clean images, or a reference: the batch has no x_0")
 
         def loss_fn(trained: tuple[Params, Params], inputs: tuple) -> tuple[Array, tuple[Array, Array]]:
             (phi, judge), (part, (t, keys)) = trained, inputs
-            x_0 = student_image(jax.lax.stop_gradient(state.student), part, keys)
+            x_0 = student_image(jax.lax.stop_gradient(student), part, keys)
             x_t = noised(x_0, t, part, keys)
             y_t = noised(part.x_0, t, part, stream(keys, "clean"))
             matching = denoising_error(denoise, bridge, phi, x_t, t, x_0, part, auxiliary_weight)
@@ -247,14 +248,15 @@ def dibregman(
 
     def update_student(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
         """One update on (3); the auxiliary's entries of Info are NaN."""
+        teacher, auxiliary, judge = gathered((teacher, state.auxiliary, state.classifier))
 
         def loss_fn(theta: Params, inputs: tuple) -> tuple[Array, tuple[Array, ...]]:
             part, (t, keys) = inputs
             x_0 = student_image(theta, part, keys)
             x_t = noised(x_0, t, part, keys)
             still = jax.lax.stop_gradient(x_t)
-            good, bad = (denoise(p, still, t, part.x_T, part.cond) for p in (teacher, state.auxiliary))
-            logit = classifier.logit(state.classifier, state.auxiliary, x_t if adversarial else still, t, part)
+            good, bad = (denoise(p, still, t, part.x_T, part.cond) for p in (teacher, auxiliary))
+            logit = classifier.logit(judge, auxiliary, x_t if adversarial else still, t, part)
             clipped, r = ratio(state, jax.lax.stop_gradient(logit), t)
             weight = divergence.weight(r)
             omega = student_weight(bridge, t) * (weight / state.weight_mean if weight_mean else weight)

@@ -39,7 +39,7 @@ from ibmd_jax.bridges.times import uniform, uniform_grid
 from ibmd_jax.core.arrays import composite, ema_update, expand, mean_inside, squared_error
 from ibmd_jax.core.streams import first_key, normal, split, step_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
-from ibmd_jax.methods.base import Method, Update, WeightFn, mean_gradient, one, repeat, split_batch
+from ibmd_jax.methods.base import Method, Update, WeightFn, gathered, mean_gradient, one, repeat, split_batch
 from ibmd_jax.methods.teacher import denoising_error
 from ibmd_jax.samplers import few_step, one_step
 from ibmd_jax.samplers.student import draw_z
@@ -315,10 +315,11 @@ def ibmd(
     def update_auxiliary(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, tuple[Array, Array]]:
         """One update on (2): the state, the loss and the gradient's norm."""
         del teacher
+        student, ema = gathered((state.student, state.ema))
 
         def loss_fn(phi: Params, inputs: tuple[Batch, Draws]) -> tuple[Array, None]:
             part, drawn = inputs
-            x_0, x_t, t = jax.lax.stop_gradient(draw(state.student, state.ema, part, drawn))
+            x_0, x_t, t = jax.lax.stop_gradient(draw(student, ema, part, drawn))
             return matching_loss(phi, x_0, x_t, t, part, drawn.key), None
 
         (loss, _), grads = mean_gradient(loss_fn, state.auxiliary, (batch, draws(batch, key)), accumulate)
@@ -328,13 +329,14 @@ def ibmd(
 
     def update_student(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
         """One update on (3); the auxiliary's entries of Info are NaN."""
+        auxiliary, teacher, ema = gathered((state.auxiliary, teacher, state.ema))
 
         def loss_fn(theta: Params, inputs: tuple[Batch, Draws]) -> tuple[Array, tuple[Terms, Array]]:
             part, drawn = inputs
-            x_0, x_t, t = draw(theta, state.ema, part, drawn)
+            x_0, x_t, t = draw(theta, ema, part, drawn)
             target = x_0 if alpha == 1 else beta / alpha * x_0
             terms = student_terms(
-                denoise, bridge, teacher, state.auxiliary, target, x_t, t, part, student_weight, teacher_denoise
+                denoise, bridge, teacher, auxiliary, target, x_t, t, part, student_weight, teacher_denoise
             )
             loss = alpha * (terms.teacher - terms.auxiliary)
             if normalise:
@@ -361,8 +363,8 @@ def ibmd(
             by_t(terms.teacher, t, bridge.T),
             by_t(terms.auxiliary, t, bridge.T),
         )
-        student, ema, opt = new
-        return state._replace(step=n, student=student, ema=ema, student_optimizer=opt), info
+        student, average, opt = new
+        return state._replace(step=n, student=student, ema=average, student_optimizer=opt), info
 
     def step(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
         if alpha == 1:

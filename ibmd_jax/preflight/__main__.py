@@ -216,7 +216,8 @@ def measure(job: Job, name: str) -> Report:
     out = jax.tree.map(lambda x: x.sharding, job.state), replicated
     # What an update does not use, the teacher in the auxiliary's, is in memory all the same.
     program = jax.jit(update.apply, donate_argnums=0, out_shardings=out, keep_unused=True)
-    traced = program.trace(job.state, job.frozen, job.batch, key)
+    with jax.set_mesh(job.mesh):
+        traced = program.trace(job.state, job.frozen, job.batch, key)
     begin = time.perf_counter()
     with ticking(f"compiling the {name} update"):
         try:

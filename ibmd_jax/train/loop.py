@@ -230,7 +230,8 @@ def fit(
                         raise Stopped(stage, step, received[0], checkpoints.wait())
                 trace.at(step - first)
                 batch = next(stream)
-                with jax.transfer_guard("disallow"):  # a step waits for nothing from the host
+                # A step waits for nothing from the host; the mesh is what methods.base.gathered asks for.
+                with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
                     state, info = update(state, frozen, batch, jax.device_put(np.uint32(step), replicated))
                 pending.append((step, info))
                 if (step + 1) % schedule.log_every == 0:

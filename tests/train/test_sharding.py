@@ -76,8 +76,9 @@ def test_a_step_on_four_devices_with_split_state_is_the_step_on_one(name):
         update = jax.jit(m.step, donate_argnums=0, out_shardings=(sharding, None))
         batch = jax.device_put(Batch(x_T, x_T[::-1] / 2), batch_sharding(mesh))
         frozen = jax.device_put(teacher, sharding.params if name == "sfddm" else sharding.student)
-        for i in range(2):
-            state, info = update(state, frozen, batch, jax.random.key(i))
+        with jax.set_mesh(mesh):
+            for i in range(2):
+                state, info = update(state, frozen, batch, jax.random.key(i))
         return state, info
 
     (one, info_one), (four, info_four) = run(1), run(4)
