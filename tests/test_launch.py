@@ -72,7 +72,7 @@ def test_a_slurm_process_has_all_gpus_of_its_node(tmp_path):
     assert done.stdout == "0,1,2,3\n"
     # JAX reads this variable; without it, it would take the one GPU of SLURM_LOCALID.
     tell = "from ibmd_jax.train.processes import connect; connect('auto', 1, 0); import jax; "
-    tell += "print(jax.config.jax_cuda_visible_devices)"
+    tell += "print(jax.config._read('jax_cuda_visible_devices'))"
     slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
     environment |= {**slurm, "SLURM_LOCALID": "0", "JAX_PLATFORMS": "cpu", "JAX_LOCAL_DEVICE_IDS": done.stdout.strip()}
     done = subprocess.run([sys.executable, "-c", tell], env=environment, capture_output=True, text=True)

@@ -72,7 +72,7 @@ def _files(where: str, split: str) -> tuple[Path, list[Path]]:
 def folder(where: str, split: str, options: Options) -> Files:
     """Clean images. Where all are in subfolders, those are the classes, in the order of their names.
 
-    Of a folder with its own splits, train's subfolders are. Raises: UserError if another split has one that train lacks.
+    Of a folder with its own splits those of train count. Raises: UserError if another split has one that train lacks.
     """
     root, files = _files(where, split)
     if any(p.suffix.lower() in SUFFIXES for p in root.iterdir()):
