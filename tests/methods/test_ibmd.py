@@ -431,7 +431,7 @@ def test_a_diffusion_or_flow_teacher_gives_a_generator_of_its_distribution(bridg
         denoise,
         bridge,
         optax.adam(optax.cosine_decay_schedule(1e-2, steps), b1=0.5),
-        optax.adam(optax.cosine_decay_schedule(5e-2, 3 * iterations, alpha=0.02), b1=0.0),
+        optax.adam(optax.cosine_decay_schedule(5e-2, 3 * steps, alpha=0.02), b1=0.0),
         auxiliary_updates=3,
         noise_channels=1,
         t_min=0.01,
