@@ -17,8 +17,7 @@ TASKS = ("sr4x-pool", "jpeg-5")
 
 def tiny(corruption):
     config = config_files.load("inpaint").get_config("quicktest")
-    with config.ignore_type():
-        config.data.corruption = corruption
+    config.data.corruption = corruption
     config.network.update(channels=(8,), attention=(), groups=4)
     config.teacher.update(steps=2, batch_size=8)
     config.distill.update(steps=2, batch_size=8, auxiliary_updates=1, noise_channels=1)

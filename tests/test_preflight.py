@@ -125,6 +125,13 @@ def test_an_update_is_compiled_and_measured(split):
     assert "at least 1000.0 ms at the peak" in text
 
 
+def test_a_corruption_with_settings_tells_whether_there_is_a_mask():
+    found = config()
+    for spec, masked in (("{'name': 'inpaint-center', 'fill': 'grey'}", True), ({"name": "jpeg", "quality": 7}, False)):
+        found.data.corruption = spec
+        assert (preflight.make_job(found, "teacher", jax.devices()).batch.mask is not None) == masked
+
+
 def test_a_given_teacher_that_is_elsewhere_is_taken_as_configured(capsys):
     found = config()
     found.teacher.checkpoint = "teachers/far"

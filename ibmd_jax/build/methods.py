@@ -12,7 +12,7 @@ from ibmd_jax import methods
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS, uniform_grid
 from ibmd_jax.build.fields import check_names, make
-from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.streams import stream
 from ibmd_jax.core.types import Array, Batch, Conditioning, Denoise, Key, Params
 from ibmd_jax.methods.base import WEIGHTS, Method, product
@@ -34,13 +34,11 @@ class Sampling(NamedTuple):
 def sampling_of(settings: dict[str, Any], bridge: Bridge) -> Sampling:
     settings = dict(settings)
     entry = lookup(SAMPLERS, settings.pop("name"), "sampler")
-    named = settings.pop("time_grid", entry.grid)
-    named = dict(named) if isinstance(named, dict) else {"name": named}
-    grid = lookup(TIME_GRIDS, named.pop("name"), "time grid")
-    check_names(
-        "evaluate.sampler.time_grid", [n for n in inspect.signature(grid).parameters if n not in ("steps", "T")], named
-    )
-    grid = functools.partial(grid, **named)
+    name, of_grid = named(settings.pop("time_grid", entry.grid), "time grid")
+    grid = lookup(TIME_GRIDS, name, "time grid")
+    known = [n for n in inspect.signature(grid).parameters if n not in ("steps", "T")]
+    check_names("evaluate.sampler.time_grid", known, of_grid)
+    grid = functools.partial(grid, **of_grid)
     own = [p.name for p in inspect.signature(entry.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
     check_names("evaluate.sampler", [*(n for n in own if n != "mask"), "clip", "time_grid"], settings)
     own_settings = {k: v for k, v in settings.items() if k != "clip"}
@@ -123,7 +121,7 @@ def _weight(c: dict[str, Any], section: str, field: str, native: Callable[..., A
 
 def is_noise(corruption: str | dict[str, Any]) -> bool:
     """Whether x_T is noise alone, so that images are generated, and not restored."""
-    return (corruption if isinstance(corruption, str) else corruption["name"]) == "pure-noise"
+    return named(corruption, "corruption")[0] == "pure-noise"
 
 
 def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, Any]]:
@@ -219,8 +217,8 @@ def _progressive(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ..
 
 
 def _divergence(spec: str | dict[str, Any]) -> Divergence:
-    settings = {"name": spec} if isinstance(spec, str) else dict(spec)
-    found = lookup({**DIVERGENCES, "power": power}, settings.pop("name", None), "divergence")
+    name, settings = named(spec, "divergence")
+    found = lookup({**DIVERGENCES, "power": power}, name, "divergence")
     if found is power:
         return make("distill.divergence", lambda exponent=0.5: power(float(exponent)), settings)
     check_names("distill.divergence", (), settings)

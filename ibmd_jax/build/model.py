@@ -14,7 +14,7 @@ from ibmd_jax.bridges import BRIDGES, Bridge, Flow, OtOde
 from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
 from ibmd_jax.build.fields import check_names, check_ranges, make
 from ibmd_jax.build.methods import Parts, Sampling, is_noise, sampling_of, steps_of, student_of, teacher_of
-from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.types import Array, Conditioning, Denoise, Network
 from ibmd_jax.methods.base import Method
 from ibmd_jax.networks import NETWORKS
@@ -210,7 +210,7 @@ def _check_noise(corruption: str | dict[str, Any], bridge: Bridge) -> None:
     if bridge.pinned and not is_noise(corruption):
         return
     name, wanted = type(bridge).__name__, float(bridge.sigma(jnp.float32(bridge.T)))
-    std = (1.0 if isinstance(corruption, str) else corruption.get("std", 1.0)) if is_noise(corruption) else None
+    std = named(corruption, "corruption")[1].get("std", 1.0) if is_noise(corruption) else None
     if not isinstance(std, int | float) or abs(std / wanted - 1) > 1e-3:
         raise UserError(
             f"config.bridge: {name} starts from noise of deviation {wanted:.6g}: set config.data.corruption = "

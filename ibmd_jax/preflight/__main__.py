@@ -165,9 +165,8 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
 
     key = jax.random.key(0)
     x = images(model.image_shape[2], jnp.float32)
-    masked = config.data.corruption != "none" and (
-        jax.eval_shape(corruption(config.data.corruption), key, jnp.zeros(model.image_shape)).mask is not None
-    )
+    spec = config.to_dict()["data"]["corruption"]
+    masked = spec != "none" and (jax.eval_shape(corruption(spec), key, jnp.zeros(model.image_shape)).mask is not None)
     batch = Batch(
         x,
         None if stage == "distill" and tuple(settings.get("real_data", (0, 0))) == (1, 1) else x,

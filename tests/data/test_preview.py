@@ -38,8 +38,7 @@ def test_a_preview_shows_masks_and_labels(tmp_path):
 def test_a_preview_counts_texts(tmp_path):
     config = config_files.load("inpaint").get_config("quicktest")
     config.data.source = "emoji:names"
-    with config.unlocked():
-        config.network.embedding = 128
+    config.network.embedding = 128
     text = preview(config, tmp_path / "out.png", 1)
     assert re.search(r"text  \(32, 128\) float32: (2\d|3[012]) different in this batch", text)
     assert "label" not in text
