@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -186,6 +187,22 @@ def test_the_command_prints_a_table_and_writes_json(environment, tmp_path):
     code, out = command(environment, "--topology=cpu", "--fit")
     assert code == 2
     assert "error: --fit needs a chip of known memory" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config.network.pach=2"], "unknown field 'pach'.*patch"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config.data.corruption", "grey"], "unexpected argument 'grey'; write --flag=value"),
+        (["--json=nowhere/x.json"], "--json=nowhere/x.json: name a file in a folder that exists"),
+        (["--json=configs"], "--json=configs: name a file"),
+    ],
+)
+def test_a_wrong_command_is_one_clear_error_before_any_work(environment, args, message):
+    code, out = command(environment, *args)
+    assert code == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", out), out
 
 
 @pytest.mark.skipif(

@@ -26,6 +26,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from ibmd_jax.core.cli import parse
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.preflight.program import collectives, count_flops, estimated_cycles
 
@@ -341,6 +342,8 @@ def main(argv: list[str]) -> int:
         for name, value in ALONE.items():
             os.environ.setdefault(name, value)
     try:
+        if given.json and (Path(given.json).is_dir() or not Path(given.json).parent.is_dir()):
+            raise UserError(f"--json={given.json}: name a file in a folder that exists")
         devices, chip = find_devices(given.topology)
         if given.fit and not chip:
             raise UserError(f"--fit needs a chip of known memory ({', '.join(CHIPS)}), not {given.topology}")
@@ -369,7 +372,11 @@ def main(argv: list[str]) -> int:
             "memory_of_a_chip": chip and chip.memory,
             "updates": [r._asdict() for r in reports],
         }
-        Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+        try:
+            Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+        except OSError as error:
+            print(f"error: cannot write {given.json}: {error.strerror}", file=sys.stderr)
+            return 2
     return int(chip is not None and max(r.peak for r in reports) > chip.memory)
 
 
@@ -380,4 +387,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("fit", False, "Look for the largest microbatch that fits; compiles two or more times.")
     flags.DEFINE_string("json", "", "File for the results.")
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)
