@@ -250,7 +250,10 @@ def write(runs: Path) -> None:
     passes = {}
     for label, entry in ROWS.items():
         config = config_of(entry.method, 0)
-        passes[label] = steps_for(entry, config) * config.distill.batch_size * entry.passes
+        steps = steps_for(entry, config)
+        if entry.method == "progressive":
+            steps -= steps % len(FOLDS)
+        passes[label] = steps * config.distill.batch_size * entry.passes
     (RESULTS / "leaderboard.json").write_text(json.dumps(rows, indent=1) + "\n")
     (RESULTS / "leaderboard.md").write_text(markdown(rows, passes))
     plot(rows, RESULTS / "leaderboard.png")

@@ -7,7 +7,7 @@
 #   launch/tpu.sh delete NAME --zone=us-central2-b
 #
 # --spot asks for a preemptible one. --dry_run only prints the commands. A slice of several hosts needs a --workdir that
-# they share. Needs gcloud, logged in and with a project.
+# they share: a mounted disk or bucket (Filestore, gcsfuse), not gs://. Needs gcloud, logged in and with a project.
 set -euo pipefail
 
 usage() {
@@ -60,11 +60,11 @@ case $action in
     [[ -n "$type" ]] || usage
     run "${vm[@]}" create "$name" --zone="$zone" --accelerator-type="$type" --version="$runtime" "${spot[@]}"
     ;;
-  setup)
+  setup) # by uv, since the runtimes' own Python is older than ours
     archive=$(mktemp -u).tar.gz
     run git -C "$(dirname "$0")/.." archive --output="$archive" HEAD
     run "${vm[@]}" scp "$archive" "$name:ibmd_jax.tar.gz" --zone="$zone" --worker=all
-    on_all 'mkdir -p ibmd_jax && tar -xzf ibmd_jax.tar.gz -C ibmd_jax && cd ibmd_jax && python3 -m venv .venv && .venv/bin/pip install -e .[tpu]'
+    on_all 'mkdir -p ibmd_jax && tar -xzf ibmd_jax.tar.gz -C ibmd_jax && cd ibmd_jax && python3 -m pip install -q uv && python3 -m uv venv --python 3.11 .venv && python3 -m uv pip install -p .venv -e .[tpu]'
     ;;
   train)
     (($#)) || usage

@@ -161,7 +161,7 @@ def test_the_label_of_a_mixture_reaches_a_network_with_classes():
     with config.unlocked():
         config.network = {"name": "adm", "channels": 16, "conditional": False, "classes": 3}
     data = build_data(config)
-    for batch in (next(data.batches("teacher", 8)(0)), data.test_batch()):
+    for batch in (next(data.batches("teacher", 8)(0)), data.test_batch(0)):
         for n, spec in enumerate(names):
             expected = jax.vmap(functools.partial(corruption(spec), None))(batch.x_0).x_T
             same = np.asarray(batch.cond) == n
@@ -182,8 +182,8 @@ def test_the_names_of_the_emoji_reach_a_network_with_an_embedding():
     cond = next(data.batches("teacher", 8)(0)).cond
     assert (cond.shape, cond.dtype) == ((8, 128), jnp.float32)
     assert {x.tobytes() for x in np.asarray(cond)} <= expected
-    first = rows_of("test")[: config.evaluate.examples]
-    np.testing.assert_array_equal(data.test_batch().cond, name_embeddings()[first])
+    np.testing.assert_array_equal(data.test_batch(0).cond, name_embeddings()[rows_of("test")])
+    np.testing.assert_array_equal(data.test_batch(3).cond, name_embeddings()[rows_of("test")[[0, 198, 397]]])
     job = build(config)
     assert jax.eval_shape(job.init_params, jax.random.key(0))["text_emb"]["kernel"].shape == (128, 64)
 

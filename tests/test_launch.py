@@ -64,6 +64,21 @@ def test_dry_runs_print_the_commands():
     assert len(dry("launch/tpu.sh", "setup", "pod", "--zone=here", "--dry_run")) == 3
 
 
+def test_a_slurm_process_has_all_gpus_of_its_node(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "$JAX_LOCAL_DEVICE_IDS"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_GPUS_ON_NODE": "4"}
+    done = subprocess.run(["bash", ROOT / "launch/slurm.sbatch"], env=environment, capture_output=True, text=True)
+    assert done.stdout == "0,1,2,3\n"
+    # JAX reads this variable; without it, it would take the one GPU of SLURM_LOCALID.
+    tell = "from ibmd_jax.train.processes import connect; connect('auto', 1, 0); import jax; "
+    tell += "print(jax.config._read('jax_cuda_visible_devices'))"
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
+    environment |= {**slurm, "SLURM_LOCALID": "0", "JAX_PLATFORMS": "cpu", "JAX_LOCAL_DEVICE_IDS": done.stdout.strip()}
+    done = subprocess.run([sys.executable, "-c", tell], env=environment, capture_output=True, text=True)
+    assert done.stdout == "0,1,2,3\n", done.stderr
+
+
 @pytest.mark.parametrize(
     "args", [["launch/multiprocess.sh"], ["launch/multiprocess.sh", "two"], ["launch/tpu.sh", "up"]]
 )

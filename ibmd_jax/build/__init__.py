@@ -17,7 +17,7 @@ from ibmd_jax.build.model import Model, conditioning_of, make_network, model_of,
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array
 from ibmd_jax.metrics.features import FEATURES
-from ibmd_jax.train.job import Job, teacher_folders
+from ibmd_jax.train.job import PICTURE_EXAMPLES, Job, teacher_folders
 from ibmd_jax.train.loop import Schedule
 
 
@@ -66,7 +66,8 @@ def _job(c: dict[str, Any], model: Model) -> Job:
         teacher_steps=model.teacher_steps,
         student_steps=model.student_steps,
         generates=is_noise(c["data"]["corruption"]),
-        test=functools.cache(data.test_batch),
+        test=functools.cache(lambda: data.test_batch(c["evaluate"]["examples"])),
+        few=functools.cache(lambda: data.test_batch(PICTURE_EXAMPLES)),
         clean=data.clean,
         features=_features(c["evaluate"]["features"], model.image_shape),
         schedule=make("schedule", Schedule, c["schedule"]),

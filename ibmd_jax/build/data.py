@@ -19,7 +19,8 @@ from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
 class Data(NamedTuple):
     """The data of a configuration.
 
-    train, test: the sources. clean: whether they have x_0. test_batch(): all test images that are evaluated on.
+    train, test: the sources. clean: whether they have x_0. test_batch(count): so many test images, evenly spaced in the
+    source, all for 0; leaves are NumPy arrays.
     batches(stage, size)(step): an iterator over training batches from that step on, sharded over the mesh.
     """
 
@@ -28,7 +29,7 @@ class Data(NamedTuple):
     clean: bool
     mesh: jax.sharding.Mesh
     batches: Callable[[str, int], Callable[[int], Iterator[Batch]]]
-    test_batch: Callable[[], Batch]
+    test_batch: Callable[[int], Batch]
 
 
 def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: Conditioning) -> Data:
@@ -59,7 +60,7 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
         "x_0" in train[0],
         mesh,
         lambda stage, size: _batches(train, corrupt(stage), check, c, size, mesh),
-        lambda: _test_batch(test, corrupt("test"), check, c),
+        lambda count: _test_batch(test, corrupt("test"), check, count, c["evaluate"]["batch_size"]),
     )
 
 
@@ -78,18 +79,17 @@ def _corruption(spec: str | dict[str, Any], image_shape: tuple[int, int, int]) -
 
 
 def _test_batch(
-    source: Source, corrupt: Callable[[Example, Array], Batch], check: Callable[[Example], None], c: dict[str, Any]
+    source: Source, corrupt: Callable[[Example, Array], Batch], check: Callable[[Example], None], count: int, size: int
 ) -> Batch:
-    """All test images that the configuration evaluates on, corrupted part by part."""
-    count, size = min(c["evaluate"]["examples"] or len(source), len(source)), c["evaluate"]["batch_size"]
-    parts = []
-    for begin in range(0, count, size):
-        numbers = np.arange(begin, min(begin + size, count))
+    """`count` examples, or all for 0, corrupted part by part; each is corrupted alike whatever the others."""
+    parts, total = [], len(source)
+    chosen = np.arange(total) if count in (0, total) else np.linspace(0, total - 1, min(count, total)).astype(int)
+    for numbers in np.array_split(chosen, -(-len(chosen) // size)):
         rows = [source[int(i)] for i in numbers]
         example = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         check(example)
-        parts.append(corrupt(example, numbers))
-    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+        parts.append(jax.tree.map(np.asarray, corrupt(example, numbers)))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts)
 
 
 def _batches(

@@ -127,7 +127,8 @@ def is_noise(corruption: str | dict[str, Any]) -> bool:
 def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, Any]]:
     """What ibmd and dibregman have in common: their arguments by place and by name."""
     d = c["distill"]
-    student = _optimizer(c, "distill", "student_optimizer", d["steps"])
+    # Pre-training leaves the student and its schedule where they are.
+    student = _optimizer(c, "distill", "student_optimizer", max(d["steps"] - d.get("pretraining", 0), 1))
     auxiliary = _optimizer(c, "distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"])
     names = ("auxiliary_updates", "normalise", "noise_channels", "ema_decay", "t_min", "accumulate")
     return (parts.denoise, parts.bridge, student, auxiliary), {
@@ -171,7 +172,7 @@ def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
         "student_label": classes - 1 if d["blind"] else None,
     }
     most = d["student_steps"]
-    steps = tuple(n for n in sorted({1, 2, 4, most}) if n <= most)
+    steps = tuple(n for n in sorted({1, 2, 4, most}) if most % n == 0)  # whose grids are of times trained at
     return make("distill", functools.partial(methods.ibmd, *first), settings), steps
 
 

@@ -70,17 +70,24 @@ def _files(where: str, split: str) -> tuple[Path, list[Path]]:
 
 
 def folder(where: str, split: str, options: Options) -> Files:
-    """Clean images. Where all are in subfolders, those are the classes, in the order of their names."""
+    """Clean images. Where all are in subfolders, those are the classes, in the order of their names.
+
+    Of a folder with its own splits those of train count. Raises: UserError if another split has one that train lacks.
+    """
     root, files = _files(where, split)
-    parents = [f.relative_to(root).parts[0] if f.parent != root else "" for f in files]
-    classes = {name: i for i, name in enumerate(sorted(set(parents)))}
+    if any(p.suffix.lower() in SUFFIXES for p in root.iterdir()):
+        return Files(files, lambda file: {"x_0": fit_named(file, options)}, options.on_error)
+    train = _split(Path(where).expanduser(), "train")[0]
+    classes = {p.name: i for i, p in enumerate(sorted(p for p in train.iterdir() if p.is_dir()))}
+    names = [f.relative_to(root).parts[0] for f in files]
+    unknown = sorted(set(names) - classes.keys())
+    if unknown:
+        raise UserError(f"{root} has the class {unknown[0]!r}, which {train} lacks")
 
-    def load(item: tuple[Path, str]) -> Example:
-        file, parent = item
-        image = {"x_0": fit_named(file, options)}
-        return image if "" in classes else {**image, "label": np.int32(classes[parent])}
+    def load(item: tuple[Path, int]) -> Example:
+        return {"x_0": fit_named(item[0], options), "label": np.int32(item[1])}
 
-    return Files(list(zip(files, parents, strict=True)), load, options.on_error)
+    return Files([(f, classes[name]) for f, name in zip(files, names, strict=True)], load, options.on_error)
 
 
 def corrupted(where: str, split: str, options: Options) -> Files:

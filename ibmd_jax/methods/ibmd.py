@@ -14,10 +14,14 @@ The minus sign rewards Var[x_0 | x_t], which keeps the student from collapsing o
 A student of N steps (section 3.5) starts from states x_{t_n} of its own sampling, T = t_N > ... > t_1 > 0, made without
 gradient. The authors' code has two ways, in the place of (1); x_0 = G_theta(x_{t_n}, t_n, z) in both:
 
-    marginal (DDBM's)    n one for a batch,    x_{t_n} on the path of posterior draws of G_theta from x_T,
+    marginal (DDBM's)    n one for a step,     x_{t_n} on the path of posterior draws of G_theta from x_T,
                          t ~ U[t_min, T],      x_t ~ q(x_t | x_0, x_T)                                       (4)
     posterior (I2SB's)   n one for an example, x_{t_n} ~ q(x_{t_n} | y, x_T), y restored by the EMA in N steps,
                          t ~ U[t_min, t_n],    x_t ~ q(x_t | x_0, x_{t_n})                                   (5)
+
+The auxiliary is not told n. In (4) it follows the n of its step, which all L + 1 updates share: were n drawn for each,
+it would fit the mixture of all n, and (3) would ask the teacher's coupling of that mixture alone, not of each n. In (5)
+it does fit the mixture.
 
 Where clean images exist they can take part (RealUID, arXiv 2509.22459, section 4): with 0 < alpha < 1, each term of
 (3) becomes, y_0 being a clean image and y_t on its bridge,
@@ -268,9 +272,10 @@ def ibmd(
         """Where the bridges to x_0 end."""
         return normal(stream(key, "x_T"), batch.x_T.shape) if from_noise else batch.x_T
 
-    def draws(batch: Batch, key: Key) -> Draws:
+    def draws(batch: Batch, key: Key, n: Array | None) -> Draws:
         examples = batch.x_T.shape[0]
-        n = jax.random.randint(stream(key, "n"), () if multistep == "marginal" else (examples,), 0, steps)
+        if multistep == "posterior" or n is None:
+            n = jax.random.randint(stream(key, "n"), (examples,) if multistep == "posterior" else (), 0, steps)
         t = time_sampler(stream(key, "t"), examples, t_min, bridge.T)
         return Draws(jnp.broadcast_to(n, (examples,)), t, jax.random.split(stream(key, "examples"), examples))
 
@@ -312,8 +317,10 @@ def ibmd(
         real = error(x_t_real, (1 - beta) / (1 - alpha) * batch.x_0)
         return alpha * error(x_t, beta / alpha * x_0) + (1 - alpha) * real
 
-    def update_auxiliary(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, tuple[Array, Array]]:
-        """One update on (2): the state, the loss and the gradient's norm."""
+    def update_auxiliary(
+        state: State, teacher: Params, batch: Batch, key: Key, n: Array | None = None
+    ) -> tuple[State, tuple[Array, Array]]:
+        """One update on (2): the state, the loss and the gradient's norm. n of (4), drawn where it is not given."""
         del teacher
         student, ema = gathered((state.student, state.ema))
 
@@ -322,13 +329,15 @@ def ibmd(
             x_0, x_t, t = jax.lax.stop_gradient(draw(student, ema, part, drawn))
             return matching_loss(phi, x_0, x_t, t, part, drawn.key), None
 
-        (loss, _), grads = mean_gradient(loss_fn, state.auxiliary, (batch, draws(batch, key)), accumulate)
+        (loss, _), grads = mean_gradient(loss_fn, state.auxiliary, (batch, draws(batch, key, n)), accumulate)
         updates, opt = auxiliary_optimizer.update(grads, state.auxiliary_optimizer, state.auxiliary)
         phi = optax.apply_updates(state.auxiliary, updates)
         return state._replace(auxiliary=phi, auxiliary_optimizer=opt), (loss, optax.tree.norm(grads))
 
-    def update_student(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
-        """One update on (3); the auxiliary's entries of Info are NaN."""
+    def update_student(
+        state: State, teacher: Params, batch: Batch, key: Key, n: Array | None = None
+    ) -> tuple[State, Info]:
+        """One update on (3); the auxiliary's entries of Info are NaN. n as in update_auxiliary."""
         auxiliary, teacher, ema = gathered((state.auxiliary, teacher, state.ema))
 
         def loss_fn(theta: Params, inputs: tuple[Batch, Draws]) -> tuple[Array, tuple[Terms, Array]]:
@@ -343,13 +352,13 @@ def ibmd(
                 loss = loss / (jax.lax.stop_gradient(terms.distance) + 1e-8)
             return loss.mean(), (terms, t)
 
-        (loss, (terms, t)), grads = mean_gradient(loss_fn, state.student, (batch, draws(batch, key)), accumulate)
+        (loss, (terms, t)), grads = mean_gradient(loss_fn, state.student, (batch, draws(batch, key, n)), accumulate)
         updates, opt = student_optimizer.update(grads, state.student_optimizer, state.student)
-        student, n = optax.apply_updates(state.student, updates), state.step + 1
-        new = student, ema_update(state.ema, student, n - pretraining, ema_decay), opt
+        student, done = optax.apply_updates(state.student, updates), state.step + 1
+        new = student, ema_update(state.ema, student, done - pretraining, ema_decay), opt
         if pretraining:
             old = state.student, state.ema, state.student_optimizer
-            new = jax.tree.map(lambda x, y: jnp.where(n > pretraining, x, y), new, old)
+            new = jax.tree.map(lambda x, y: jnp.where(done > pretraining, x, y), new, old)
         means, unknown = Terms(*(x.mean() for x in terms)), jnp.float32(jnp.nan)
         info = Info(
             loss,
@@ -364,7 +373,7 @@ def ibmd(
             by_t(terms.auxiliary, t, bridge.T),
         )
         student, average, opt = new
-        return state._replace(step=n, student=student, ema=average, student_optimizer=opt), info
+        return state._replace(step=done, student=student, ema=average, student_optimizer=opt), info
 
     def step(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, Info]:
         if alpha == 1:
@@ -374,8 +383,11 @@ def ibmd(
         batches = split_batch(batch, auxiliary_updates + 1)
         first, last = jax.tree.map(lambda x: x[:-1], batches), jax.tree.map(lambda x: x[-1], batches)
         keys = jax.vmap(lambda i: step_key(key, "auxiliary", i))(jnp.arange(auxiliary_updates))
-        state, (losses, norms) = repeat(lambda s, inputs: update_auxiliary(s, teacher, *inputs), state, (first, keys))
-        state, info = update_student(state, teacher, last, stream(key, "student"))
+        n = jax.random.randint(stream(key, "n"), (), 0, steps)
+        state, (losses, norms) = repeat(
+            lambda s, inputs: update_auxiliary(s, teacher, *inputs, n), state, (first, keys)
+        )
+        state, info = update_student(state, teacher, last, stream(key, "student"), n)
         return state, info._replace(auxiliary_loss=losses.mean(), auxiliary_grad_norm=norms.mean())
 
     def sample(params: Params, key: Key, batch: Batch, steps: int = steps) -> Array:

@@ -47,19 +47,28 @@ def _check_shapes(found: dict[str, list[int]], wanted: dict[str, list[int]], pat
 
 def _read(restore, path: Path, abstract: Params) -> tuple[Params, Meta]:
     """Verified content of one checkpoint. restore(args) reads it; raises Unreadable, or UserError for other shapes."""
+    meta = _part(restore, path, "meta", ocp.args.JsonRestore())
     try:
-        meta = restore(ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         found, saved = meta["shapes"], meta["fingerprint"]
-    except Exception as error:
+    except (KeyError, TypeError) as error:
         raise Unreadable(_first_line(error)) from error
     _check_shapes(found, shapes(abstract), path)
-    try:
-        tree = restore(ocp.args.Composite(tree=ocp.args.StandardRestore(abstract)))["tree"]
-    except Exception as error:
-        raise Unreadable(_first_line(error)) from error
+    tree = _part(restore, path, "tree", ocp.args.StandardRestore(abstract))
     if fingerprint(tree) != saved:
         raise Unreadable("its content differs from the fingerprint saved with it")
     return tree, meta
+
+
+def _part(restore, path: Path, name: str, args: Any) -> Any:
+    """One item of a checkpoint. What may be over soon is no fault of the checkpoint's: a UserError."""
+    try:
+        return restore(ocp.args.Composite(**{name: args}))[name]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Unreadable(_first_line(error)) from error
+    except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        raise UserError(f"cannot read {path} now ({_first_line(error)}): nothing was changed, start again") from error
+    except Exception as error:  # of Orbax and of what it reads with, which have no one type
+        raise Unreadable(_first_line(error)) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -116,9 +125,10 @@ class Checkpoints:
         Unreadable checkpoints are named in a warning, moved to the folder `unreadable` beside them, and passed over.
 
         Args: abstract: ShapeDtypeStructs with shardings.
-        Raises: UserError if checkpoints exist but none is readable, or if one is of another network.
+        Raises: UserError if there were checkpoints but none is readable, if the newest cannot be read at the moment, or
+            if it is of another network.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps, aside = sorted(self._manager.all_steps(), reverse=True), self.folder.parent / "unreadable"
         for i, step in enumerate(steps):
             path = self.folder / str(step)
             try:
@@ -128,14 +138,15 @@ class Checkpoints:
                 fallback = f"falling back to step {steps[i + 1]}" if i + 1 < len(steps) else "there is no earlier one"
                 log.warning("checkpoint %s is unreadable (%s); %s", path, error, fallback)
                 if is_first():
-                    aside = self.folder.parent / "unreadable"
                     aside.mkdir(exist_ok=True)
                     shutil.rmtree(aside / str(step), ignore_errors=True)
                     shutil.move(path, aside / str(step))
                 barrier(f"{path} set aside")
                 self._manager.reload()
-        if steps:
-            raise UserError(f"no checkpoint in {self.folder} is readable: remove {self.folder.parent} to start over")
+        if aside.is_dir():
+            raise UserError(
+                f"no checkpoint in {self.folder} is readable, see {aside}: remove {self.folder.parent} to start over"
+            )
         return None
 
     def close(self) -> None:

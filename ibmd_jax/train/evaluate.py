@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ibmd_jax.core.streams import step_key
 from ibmd_jax.core.types import Array, Batch, Key, Params
 from ibmd_jax.metrics import PIXEL_METRICS, SET_METRICS
 from ibmd_jax.train.processes import to_host
+from ibmd_jax.train.sharding import batch_sharding, make_mesh
 
 
 class Sampler(NamedTuple):
@@ -41,26 +41,42 @@ def diversity(restorations: list[Array]) -> float:
     return float(np.sqrt(draws.var(0, ddof=1).mean((1, 2, 3))).mean())
 
 
-def other_inputs(batch: Batch, shift: int) -> Batch:
-    """The batch with the noise x_T of other examples: for the same labels another generated image each."""
-    return batch._replace(x_T=jnp.roll(batch.x_T, shift, axis=0))
+def other_inputs(batch: Batch, number: int, generates: bool) -> Batch:
+    """The same examples with other noise in x_T, where it is noise: all of it, or the hole of an inpainting task.
+
+    Args: batch: NumPy leaves. generates: x_T is noise alone; then each example has that of another one.
+    """
+    if generates:
+        return batch._replace(x_T=np.roll(batch.x_T, number, axis=0))
+    if batch.mask is None or number == 0:
+        return batch
+    noise = np.random.default_rng(number).standard_normal(batch.x_T.shape, np.float32)
+    return batch._replace(x_T=np.where(batch.mask & (batch.x_T != 0), noise, batch.x_T))  # a grey hole is 0
 
 
 def split(batch: Batch, size: int) -> list[Batch]:
-    """Batches of exactly `size` examples; the last one is filled up with the first examples again."""
-    n = batch.x_T.shape[0]
+    """Batches of exactly `size` examples, over all devices; the last one is filled up with the first examples again.
+
+    Args: batch: NumPy leaves. size: a multiple of the number of devices.
+    """
+    n, sharding = batch.x_T.shape[0], batch_sharding(make_mesh())
+
+    def place(x: np.ndarray) -> Array:
+        return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
     rows = np.arange(-(-n // size) * size) % n
-    return [jax.tree.map(lambda x, r=r: x[r], batch) for r in rows.reshape(-1, size)]
+    return [jax.tree.map(lambda x, r=r: place(x[r]), batch) for r in rows.reshape(-1, size)]
 
 
 def restore(sampler: Sampler, parts: list[Batch], count: int, key: Key) -> tuple[np.ndarray, float]:
     """Samples every part; returns the first `count` images and images per second, compilation left out.
 
-    Quick samplers are repeated for at least a second, slow ones run once.
+    Quick samplers are repeated for at least a second, slow ones run once; so do several processes, whose clocks would
+    not agree on a number.
     """
     sample = sampler.sample.lower(sampler.params, key, parts[0]).compile()
     done, begin = 0, time.perf_counter()
-    while not done or time.perf_counter() - begin < 1:
+    while not done or (jax.process_count() == 1 and time.perf_counter() - begin < 1):
         images = [sample(sampler.params, step_key(key, "evaluate", i), part) for i, part in enumerate(parts)]
         jax.block_until_ready(images)
         done += 1
@@ -82,7 +98,7 @@ def evaluate(
     """Measures samplers against test.x_0, and how much their restorations of one input differ.
 
     Args:
-        test: all test images with x_0. features: for FID and KID, or None to leave these out.
+        test: all test images with x_0, NumPy leaves. features: for FID and KID, or None to leave these out.
         generates: x_T is noise that has nothing to do with x_0: no metrics of pairs, diversity over x_T.
         report: called with each row as it is ready.
     Returns: the rows, and the restored images [N, H, W, C] of each, under "label NFE".
@@ -94,21 +110,24 @@ def evaluate(
             return None
         return np.concatenate([np.asarray(features(images[i : i + batch_size])) for i in range(0, n, batch_size)])
 
-    truth = np.asarray(test.x_0)
+    truth = test.x_0
     reference = feature_set(truth)
     rows, images = [], {}
-    few = split(jax.tree.map(lambda x: x[: min(n, DIVERSITY_EXAMPLES)], test), min(n, DIVERSITY_EXAMPLES))[0]
+    count = min(n, DIVERSITY_EXAMPLES)
+    few = jax.tree.map(lambda x: x[:count], test)
+    size = -(-count // jax.device_count()) * jax.device_count()
+    draws = [split(other_inputs(few, i, generates), size)[0] for i in range(DIVERSITY_DRAWS)]
     for sampler in samplers:
         restored, rate = restore(sampler, parts, n, key)
-        draws = [
-            sampler.sample(sampler.params, step_key(key, "draws", i), other_inputs(few, i) if generates else few)
-            for i in range(DIVERSITY_DRAWS)
+        drawn = [
+            to_host(sampler.sample(sampler.params, step_key(key, "draws", i), part))[:count]
+            for i, part in enumerate(draws)
         ]
         found = feature_set(restored)
         metrics = {} if features is None else {name: fn(found, reference) for name, fn in SET_METRICS.items()}
         if not generates:
             metrics |= {name: float(np.mean(fn(restored, truth))) for name, fn in PIXEL_METRICS.items()}
-        metrics["diversity"] = diversity(draws)
+        metrics["diversity"] = diversity(drawn)
         rows.append(Row(sampler.label, sampler.nfe, metrics, rate))
         images[f"{sampler.label} {sampler.nfe}"] = restored
         report(rows[-1])

@@ -63,6 +63,7 @@ class Job(NamedTuple):
     student_steps: tuple[int, ...]
     generates: bool
     test: Callable[[], Batch]
+    few: Callable[[], Batch]
     clean: bool
     features: Callable[[Array], Array] | None
     schedule: Schedule
@@ -164,12 +165,6 @@ def _model_sections(job: Job) -> dict[str, Any]:
     return {section: job.config[section] for section in ("network", "bridge", "parametrisation")}
 
 
-def _few(job: Job) -> Batch:
-    """A few test examples for pictures: every n-th, so that they differ."""
-    rows = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
-    return jax.tree.map(lambda x: x[rows], job.test())
-
-
 def _between(job: Job, batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
     """Columns of a picture between inputs and truths, where there are these: generated images have neither."""
     if job.generates:
@@ -185,7 +180,7 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     if _finished(job, folder / "teacher", job.config["teacher"]["steps"]):
         log.info("teacher: already trained")
         return
-    few, key = _few(job), _key(job, "pictures")
+    few, key = job.few(), _key(job, "pictures")
     one, many = (jax.jit(functools.partial(job.teacher.sample, steps=n)) for n in (1, TEACHER_STEPS_IN_PICTURES))
 
     def picture(params: Params, label: str) -> dict[str, float]:
@@ -232,7 +227,7 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     if found and found[1]["identity"] == identity:
         log.info("distill: already done")
         return
-    few, key = _few(job), _key(job, "pictures")
+    few, key = job.few(), _key(job, "pictures")
     many = jax.jit(functools.partial(job.teacher.sample, steps=TEACHER_STEPS_IN_PICTURES))
     known = {f"teacher, {TEACHER_STEPS_IN_PICTURES}": many(teacher, key, few)}
     sample, steps = jax.jit(job.distill.sample), c["student_steps"]
@@ -241,7 +236,7 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         restored = sample(params, key, few)
         columns = _between(job, few, {f"student, {steps}": restored, **known})
         save_grid(folder / "pictures" / f"{label}.png", columns)
-        another = other_inputs(few, 1) if job.generates else few
+        another = other_inputs(few, 1, job.generates)
         return {"diversity": diversity([restored, sample(params, stream(key, "another"), another)])}
 
     def start(frozen: Params, given: Params | None) -> Any:
@@ -352,7 +347,7 @@ def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 
     images = {"student": made(fast, job.test()), f"teacher {nfe}": made(slow, job.test())}
     ours, theirs = (seen(x) for x in images.values())
-    mean, others = seen(np.asarray(job.test().x_0)).mean(0), seen(made(slow, other_inputs(job.test(), 1)))
+    mean, others = seen(job.test().x_0).mean(0), seen(made(slow, other_inputs(job.test(), 1, True)))
     found = {"same noise": cosine(ours, theirs, mean), "other noise": cosine(ours, others, mean)}
     rows = np.linspace(0, n - 1, PICTURE_EXAMPLES).astype(int)
     save_grid(folder / "consistency.png", {name: x[rows] for name, x in images.items()})
@@ -360,7 +355,7 @@ def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     ends, lines = jax.tree.map(lambda x: x[:PICTURE_EXAMPLES], job.test()), {}
     for name, line in (("straight", straight), ("slerp", spherical)):
         for i in range(INTERPOLATED):
-            x_T = line(ends.x_T, other_inputs(ends, 1).x_T, i / (INTERPOLATED - 1))
+            x_T = line(ends.x_T, other_inputs(ends, 1, True).x_T, i / (INTERPOLATED - 1))
             lines[f"{name} {i}/{INTERPOLATED - 1}"] = fast(key, ends._replace(x_T=x_T))
     save_grid(folder / "interpolation.png", lines)
     say("Cosine of the features of student and teacher, from " + ", ".join(f"{k}: {v:.3f}" for k, v in found.items()))

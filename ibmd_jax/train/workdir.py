@@ -1,6 +1,7 @@
 """Which configuration a workdir belongs to."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,41 +10,48 @@ import jax
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.train.processes import is_first
 
-# Sections that do not change the trained parameters: they may differ between the runs of one workdir.
+# What does not change the trained parameters, beyond rounding: it may differ between the runs of one workdir.
 FREE_SECTIONS = ("schedule", "evaluate")
+FREE_FIELDS = ("data.workers", "network.remat", "teacher.accumulate", "distill.accumulate")
 
 
 def check_workdir(folder: Path, config: dict[str, Any]) -> None:
-    """Creates the workdir, or checks that it belongs to this configuration, which is kept in its config.json.
+    """Creates the workdir, or checks that what was trained in it is of this configuration, by its config.json.
 
-    Raises: UserError if it cannot be written, or if it was made by another configuration (names the fields).
+    Raises: UserError if it cannot be written, or belongs to another configuration (names the fields).
     """
-    wanted = {k: v for k, v in config.items() if k not in FREE_SECTIONS}
-    path = folder / "config.json"
+    if "://" in str(folder) or re.match(r"\w+:/[^/]", str(folder)):  # Path makes gs:/x of gs://x
+        raise UserError(f"--workdir={folder}: it must be a folder; mount a bucket (gcsfuse) and name its mount point")
+    path, text = folder / "config.json", json.dumps(config, indent=1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            found = {k: v for k, v in json.loads(path.read_text()).items() if k not in FREE_SECTIONS}
-        else:
-            found = wanted
+        before = path.read_text() if path.exists() else ""
+        if before and any((folder / stage).exists() for stage in ("teacher", "distill")):
+            _check_same(folder, json.loads(before), config)
         probe = folder / f".writable{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
+        if is_first() and text != before:
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(text)
+            temporary.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write to the workdir {folder}: {error.strerror}. Choose another --workdir") from error
+        raise UserError(
+            f"cannot write to the workdir {folder}: {error.strerror}. Free some space, or choose another --workdir"
+        ) from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore it, or choose another --workdir") from error
+
+
+def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     old, new = _flat(found), _flat(wanted)
-    changed = sorted(k for k in old.keys() | new.keys() if old.get(k) != new.get(k))
+    free = {k for k in old.keys() | new.keys() if k.partition(".")[0] in FREE_SECTIONS or k in FREE_FIELDS}
+    changed = sorted(k for k in (old.keys() | new.keys()) - free if old.get(k) != new.get(k))
     if changed:
         listing = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:5])
         raise UserError(
             f"the workdir {folder} belongs to another configuration ({listing}): choose another --workdir, or undo that"
         )
-    if is_first():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(config, indent=1))
-        temporary.replace(path)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -85,11 +85,22 @@ def test_train_and_test_share_nothing_and_hold_everything():
 
 
 def test_the_subfolders_train_and_val_are_the_splits_and_others_the_classes(tmp_path):
-    for split, name, count in (("train", "cat", 2), ("train", "ant", 3), ("val", "cat", 1), ("val", "ant", 1)):
+    for split, name, count in (("train", "cat", 2), ("train", "ant", 3), ("val", "cat", 1)):
         folder_of(tmp_path / split / name, count)
     train, test = (open_source(f"folder:{tmp_path}", split, Options(8)) for split in ("train", "test"))
     assert [int(r["label"]) for r in rows(train)] == [0, 0, 0, 1, 1]
-    assert [int(r["label"]) for r in rows(test)] == [0, 1]
+    assert [int(r["label"]) for r in rows(test)] == [1]
+    folder_of(tmp_path / "val" / "bee", 1)
+    with pytest.raises(UserError, match=f"val has the class 'bee', which {tmp_path}/train lacks"):
+        open_source(f"folder:{tmp_path}", "test", Options(8))
+
+
+def test_a_class_has_one_number_in_both_halves_of_a_folder(tmp_path):
+    for name in "abcd":
+        folder_of(tmp_path / name, 10)
+    train, test = (open_source(f"folder:{tmp_path}", split, Options(8)) for split in ("train", "test"))
+    assert sorted({int(r["label"]) for r in rows(train)}) == [0, 1, 2, 3]
+    assert [int(r["label"]) for r in rows(test)] == [1, 3]  # every 20th
 
 
 # --- reading ---------------------------------------------------------------------------------------------------

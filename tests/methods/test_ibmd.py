@@ -320,37 +320,38 @@ def test_both_updates_run_through_their_microbatches_in_a_loop(accumulate, loops
     assert traced.lower(lowering_platforms=("tpu",)).as_text().count("stablehlo.while") == loops
 
 
-@pytest.mark.usefixtures("lenient")
-@pytest.mark.parametrize("multistep", ["marginal", "posterior"])
-def test_a_student_of_two_steps_reaches_the_exact_solution(multistep):
-    """1-D, the first step being right already: a linear auxiliary sees moments over all n only, not each n's own.
+NODES = jnp.linspace(0, 1, 33)
 
-    Teacher and auxiliary are tables of K(t) in x_0_hat = K(t) x_t.
+
+def slopes(params):
+    """A table of the posterior mean's K(t) in x_0_hat = K(t) x_t, in 1-D."""
+    S = jnp.asarray(gaussian.ONE_D.S)
+    return {"K": jax.vmap(lambda t: gaussian.gain(BRIDGE, params, S, t)[0][0, 0])(NODES)}
+
+
+def several_steps(student, first, iterations, **settings):
+    """A student of several steps, trained from `first`, and its method. student(theta, t [B, 1]) -> M, R of a step.
+
+    Teacher and auxiliary are tables of K(t).
     """
-    coupling, steps, S = gaussian.ONE_D, 1500, jnp.asarray(gaussian.ONE_D.S)
-    nodes = jnp.linspace(0, 1, 33)
-
-    def slopes(params):
-        return {"K": jax.vmap(lambda t: gaussian.gain(BRIDGE, params, S, t)[0][0, 0])(nodes)}
 
     def denoise(params, x_t, t, x_T=None, cond=None, z=None):
         if z is None:
-            return jnp.interp(t, nodes, params["K"])[:, None] * x_t
-        first = jnp.broadcast_to(t, x_t.shape[:1])[:, None] > 0.75
-        M, R = (jnp.where(first, coupling.params[name], params[name]) for name in ("M", "R"))
+            return jnp.interp(t, NODES, params["K"])[:, None] * x_t
+        M, R = student(params, jnp.broadcast_to(t, x_t.shape[:1])[:, None])
         return M * x_t + R * z
 
     m = ibmd(
         denoise,
         BRIDGE,
-        optax.adam(optax.cosine_decay_schedule(2e-2, steps), b1=0.5),
-        optax.adam(optax.cosine_decay_schedule(5e-2, 3 * steps, alpha=0.02), b1=0.0),
-        steps=2,
-        multistep=multistep,
+        optax.adam(optax.cosine_decay_schedule(2e-2, iterations), b1=0.5),
+        optax.adam(optax.cosine_decay_schedule(5e-2, 3 * iterations, alpha=0.02), b1=0.0),
         auxiliary_updates=3,
         noise_channels=1,
         t_min=T_MIN,
+        **settings,
     )
+    coupling = gaussian.ONE_D
 
     @jax.jit
     def train(state):
@@ -359,9 +360,21 @@ def test_a_student_of_two_steps_reaches_the_exact_solution(multistep):
             batch = Batch(gaussian.draw_x_T(coupling, jax.random.fold_in(key, 1), BATCH * m.batches))
             return m.step(state, slopes(coupling.params), batch, key)
 
-        return jax.lax.scan(body, state, jnp.arange(steps))[0]
+        return jax.lax.scan(body, state, jnp.arange(iterations))[0]
 
-    theta = m.export(train(m.init((start(coupling), slopes(start(coupling))))))
+    return m, m.export(train(m.init((first, slopes(start(coupling))))))
+
+
+@pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("multistep", ["marginal", "posterior"])
+def test_a_student_of_two_steps_reaches_the_exact_solution(multistep):
+    """1-D, the first step being right already: the second has one solution then."""
+    coupling, S = gaussian.ONE_D, jnp.asarray(gaussian.ONE_D.S)
+
+    def student(theta, t):
+        return (jnp.where(t > 0.75, coupling.params[name], theta[name]) for name in ("M", "R"))
+
+    m, theta = several_steps(student, start(coupling), 1500, steps=2, multistep=multistep)
     a, b, _ = BRIDGE.coeffs(jnp.float32(0.5))
     C, V = gaussian.moments(coupling.params, S)
     gain, cov = gaussian.gain(BRIDGE, coupling.params, S, jnp.float32(0.5))
@@ -373,6 +386,23 @@ def test_a_student_of_two_steps_reaches_the_exact_solution(multistep):
     for n in (1, 2):
         x_0 = m.sample(theta, jax.random.key(2), Batch(x_T), steps=n)
         np.testing.assert_allclose(x_0.var(), V[0, 0], rtol=0.03)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_every_one_of_four_steps_ends_in_the_exact_marginal():
+    """1-D, no step known before. With an n for each update the variances are 1.2, 1.3 and 0.2 of the exact one."""
+    coupling, N = gaussian.ONE_D, 4
+
+    def student(theta, t):
+        n = jnp.round((1 - t) * N).astype(jnp.int32)
+        return (theta[name].ravel()[n] for name in ("M", "R"))
+
+    first = jax.tree.map(lambda x: jnp.broadcast_to(x.ravel(), (N,)), start(coupling))
+    m, theta = several_steps(student, first, 800, steps=N, multistep="marginal")
+    x_T = gaussian.draw_x_T(coupling, jax.random.key(1), 100_000)
+    V = gaussian.moments(coupling.params, jnp.asarray(coupling.S))[1][0, 0]
+    for n in (1, 2, 4):
+        np.testing.assert_allclose(m.sample(theta, jax.random.key(2), Batch(x_T), steps=n).var(), V, rtol=0.06)
 
 
 @pytest.mark.parametrize(

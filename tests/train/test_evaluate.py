@@ -7,11 +7,11 @@ from PIL import Image
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
-from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, split, table
+from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.optim import OPTIMIZERS, make_optimizer
 from ibmd_jax.train.pictures import save_grid
 
-TRUTH = jax.random.uniform(jax.random.key(0), (10, 16, 16, 3), minval=-1, maxval=1)
+TRUTH = np.random.default_rng(0).uniform(-1, 1, (10, 16, 16, 3)).astype(np.float32)
 TEST = Batch(TRUTH * 0, TRUTH)
 
 
@@ -23,6 +23,8 @@ def test_split_fills_the_last_batch_up_and_evaluate_leaves_the_filling_out():
     parts = split(TEST, 4)
     assert [p.x_0.shape[0] for p in parts] == [4, 4, 4]
     np.testing.assert_array_equal(parts[2].x_0[2:], TRUTH[:2])
+    assert len(parts[0].x_0.sharding.device_set) == jax.device_count() == 4
+    assert not parts[0].x_0.sharding.is_fully_replicated
 
 
 def test_evaluate_measures_each_sampler():
@@ -51,6 +53,21 @@ def test_diversity_is_the_deviation_over_draws_of_the_same_input():
     )
     np.testing.assert_allclose(rows[0].metrics["diversity"], 0.3, rtol=0.02)
     np.testing.assert_allclose(diversity([np.zeros((2, 1, 1, 1)), np.full((2, 1, 1, 1), 2.0)]), 2**0.5)
+
+
+def test_other_inputs_have_other_noise_where_there_is_noise_and_nowhere_else():
+    mask = np.zeros((10, 16, 16, 1), bool)
+    mask[:, 4:9] = True
+    hole = Batch(np.where(mask, np.float32(0.5), TRUTH), TRUTH, mask)
+    drawn = [other_inputs(hole, i, False).x_T for i in range(3)]
+    np.testing.assert_array_equal(drawn[0], hole.x_T)
+    assert (drawn[1] != drawn[2])[:, 4:9].all()
+    np.testing.assert_allclose(drawn[1][:, 4:9].std(), 1, rtol=0.05)
+    np.testing.assert_array_equal(np.where(mask, 0, drawn[1]), np.where(mask, 0, TRUTH))
+    grey = Batch(np.where(mask, np.float32(0), TRUTH), TRUTH, mask)
+    np.testing.assert_array_equal(other_inputs(grey, 1, False).x_T, grey.x_T)
+    np.testing.assert_array_equal(other_inputs(TEST, 1, False).x_T, TEST.x_T)
+    np.testing.assert_array_equal(other_inputs(Batch(TRUTH), 1, True).x_T, TRUTH[np.r_[9, :9]])
 
 
 def test_table_has_a_line_for_each_row():

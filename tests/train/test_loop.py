@@ -256,8 +256,23 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
 def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
     run(tmp_path, steps=4)
     damage(tmp_path / "checkpoints" / "4", "emptied")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is readable: remove"):
-        run(tmp_path)
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"no checkpoint in .* is readable, see .*unreadable: remove"):
+            run(tmp_path)
+
+
+def test_a_checkpoint_that_cannot_be_read_at_the_moment_stays_where_it_is(tmp_path, uninterrupted, monkeypatch):
+    run(tmp_path, steps=8)
+
+    def stale(*args, **kwargs):
+        raise OSError(116, "Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("orbax.checkpoint.CheckpointManager.restore", stale)
+        with pytest.raises(UserError, match=r"cannot read .*checkpoints/8 now .*Stale.*start again"):
+            run(tmp_path)
+    assert saved(tmp_path) == [4, 8]
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
 
 
 def test_another_shape_is_named_with_both_shapes(tmp_path):

@@ -1,0 +1,67 @@
+"""Which runs may share a workdir."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.train.workdir import check_workdir
+
+CONFIG = {
+    "data": {"size": 32, "workers": 0},
+    "distill": {"accumulate": 1, "steps": 5},
+    "schedule": {"keep": 3},
+    "network": {"remat": "none"},
+}
+
+
+def changed(section, **fields):
+    return {**CONFIG, section: {**CONFIG[section], **fields}}
+
+
+@pytest.fixture
+def trained(tmp_path):
+    check_workdir(tmp_path, CONFIG)
+    (tmp_path / "teacher").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("section", "fields"),
+    [
+        ("schedule", {"keep": 1}),
+        ("data", {"workers": 2}),
+        ("distill", {"accumulate": 4}),
+        ("network", {"remat": "full"}),
+    ],
+)
+def test_what_does_not_change_the_result_may_change(trained, section, fields):
+    check_workdir(trained, changed(section, **fields))
+    assert json.loads((trained / "config.json").read_text()) == changed(section, **fields)
+
+
+def test_another_configuration_is_refused_once_something_was_trained(trained):
+    with pytest.raises(UserError, match=r"\(data.size was 32, now 64; distill.steps was 5, now 6\)"):
+        check_workdir(trained, {**changed("data", size=64), "distill": {"accumulate": 1, "steps": 6}})
+    (trained / "teacher").rmdir()
+    check_workdir(trained, changed("data", size=64))
+
+
+def test_the_folder_of_a_bucket_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="gs:/bucket/run: it must be a folder; mount"):
+        check_workdir(Path("gs://bucket/run"), CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_restart_needs_no_space(trained, monkeypatch):
+    def full(path, text):
+        path.touch()
+        if text:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    check_workdir(trained, CONFIG)
+    with pytest.raises(UserError, match=r"No space left on device\. Free some space"):
+        check_workdir(trained, changed("schedule", keep=1))
