@@ -248,6 +248,22 @@ def test_wrong_places_and_options_are_named(tmp_path):
         open_source(f"folder:{tmp_path}", "test", Options(16))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label", np.array(["cat", "dog", "cat"]), r"label has shape \(3,\) and type <U3: expected integers \[N\]"),
+        ("label", np.array([0.0, 0.9, 1.0]), "label .* type float64: expected integers"),
+        ("label", np.zeros((3, 1), int), r"label has shape \(3, 1\)"),
+        ("text", np.array(["a", "b", "c"]), r"text .*: expected numbers \[N, D\]"),
+        ("text", np.zeros(3), r"text has shape \(3,\)"),
+        ("x_0", np.uint8(3), r"x_0 has shape \(\) and type uint8: expected uint8 \[N, H, W, C\]"),
+    ],
+)
+def test_arrays_that_are_no_examples_are_named(tmp_path, name, value, message):
+    np.savez(tmp_path / "x.npz", **{"x_0": np.zeros((3, 16, 16, 3), np.uint8), name: value})
+    refused(f"npz:{tmp_path}/x.npz", rf"x\.npz: {message}")
+
+
 def test_images_without_a_partner_are_listed(tmp_path):
     folder_of(tmp_path / "A", 14)
     folder_of(tmp_path / "B", 2)
