@@ -207,6 +207,23 @@ def test_what_does_not_fit_an_embedding_is_named(network, source, message):
             function(config)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"combine": "by_label"},
+            "config.teacher.combine = 'by_label' is for several teachers in config.teacher.check",
+        ),
+        ({"weights": (1.0, 2.0)}, r"config.teacher.weights = \[1.0, 2.0\] is for several teachers"),
+    ],
+)
+def test_what_combines_teachers_is_refused_where_there_is_one(settings, message):
+    config = quicktest()
+    config.teacher.update(settings)
+    with pytest.raises(UserError, match=message):
+        build_model(config)
+
+
 @pytest.mark.parametrize("field", ["classes", "embedding"])
 def test_teachers_of_a_task_each_are_refused_where_they_are_conditioned(monkeypatch, field):
     config = quicktest()

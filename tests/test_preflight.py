@@ -135,7 +135,7 @@ def test_a_corruption_with_settings_tells_whether_there_is_a_mask():
 
 def test_a_given_teacher_that_is_elsewhere_is_taken_as_configured(capsys):
     found = config()
-    found.teacher.checkpoint = "teachers/far"
+    found.teacher.update(checkpoint="teachers/far,teachers/farther", combine="by_label")
     assert preflight.make_job(found, "distill", jax.devices()).parts["teacher"] > 0
     assert "teachers/far is not here" in capsys.readouterr().out
 

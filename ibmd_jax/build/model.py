@@ -159,10 +159,18 @@ def model_of(c: dict[str, Any]) -> Model:
 
 
 def _combined(c: dict[str, Any], given: list[Denoiser]) -> Denoise | None:
-    """Several teachers as one Denoise function; None where there is one teacher, of the student's own network."""
+    """Several teachers as one Denoise function; None where there is one teacher, of the student's own network.
+
+    Raises: UserError for what combines teachers where there are not several, or does not fit them.
+    """
     t = c["teacher"]
     lookup({"mean": 0, "by_label": 0}, t["combine"], "value of config.teacher.combine")
     if not given:
+        if t["combine"] != "mean" or t["weights"]:
+            field = "combine" if t["combine"] != "mean" else "weights"
+            raise UserError(
+                f"config.teacher.{field} = {t[field]!r} is for several teachers in config.teacher.checkpoint"
+            )
         return None
     denoisers = [d.denoise for d in given]
     if t["combine"] == "by_label":

@@ -150,7 +150,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     missing = [f for f in teacher_folders(config) if not Path(f).is_dir()]
     if missing:
         print(f"{missing[0]} is not here: the teacher is taken to have config.network")
-        config.teacher.checkpoint = ""
+        config.teacher.update(checkpoint="", combine="mean", weights=())
     model, settings = build_model(config), config[stage]
     mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
     check_divisible(f"config.{stage}.batch_size", settings.batch_size, mesh, settings.accumulate)
