@@ -9,7 +9,7 @@ conditioned on what they show; after python -m ibmd_jax.data.prepare fashion_mni
 conditioned on the class. --mode=compare then draws what teacher and student make of the same noise.
 benchmarks/leaderboard.py compares the methods; benchmarks/results/leaderboard.md has times and numbers.
 
-Equally spaced times, and t_start, are for bridges with T = 1. On edm and diffusion_ve set config.distill.times (sfddm)
+Equally spaced times, and t_start, are for bridges with T = 1. On edm, whose T is 80, set config.distill.times (sfddm)
 and t_start; progressive has no such field.
 """
 
