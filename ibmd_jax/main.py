@@ -25,6 +25,9 @@ _MODE = flags.DEFINE_enum(
     MODES,
     "What to do; all: teacher, distill and evaluate, each skipped where its result is there.",
 )
+_INPUT = flags.DEFINE_string(
+    "input", "", "A folder of images that --mode=sample restores, in the place of the test images."
+)
 _PROFILE = flags.DEFINE_integer("profile", 0, "Trace so many steps with jax.profiler, into WORKDIR/STAGE/profile.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "Of several processes: HOST:PORT of the first, or auto on SLURM and TPU pods. See launch/."
@@ -64,7 +67,7 @@ def _run() -> int:
         config = _CONFIG.value
         with partners():
             job = build(config)
-            job = job._replace(schedule=job.schedule._replace(profile=_PROFILE.value))
+            job = job._replace(schedule=job.schedule._replace(profile=_PROFILE.value), input=_INPUT.value)
             run(job, Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
     except Stopped as stop:
         print(stop, file=sys.stderr)

@@ -6,6 +6,7 @@ import config_files
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from ibmd_jax.build import build
 from ibmd_jax.core.errors import UserError
@@ -71,6 +72,20 @@ def test_a_teacher_for_each_task(teachers, tmp_path, blind):
         run(job, tmp_path, "evaluate")
         report = json.loads((tmp_path / "report.json").read_text())
         assert [row["label"] for row in report["rows"]] == ["student", "teacher"]
+    for name in ("a.png", "b/a.jpg", "b/c.png"):
+        (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (90, 10, 10)).save(tmp_path / "given" / name)
+    mine = job._replace(input=str(tmp_path / "given"))
+    if blind:
+        run(mine, tmp_path, "sample")
+        found = sorted(p.relative_to(tmp_path / "samples") for p in (tmp_path / "samples").rglob("*.png"))
+        assert [str(p) for p in found] == ["a.png", "b/a.png", "b/c.png"]
+        Image.new("RGB", (40, 40)).save(tmp_path / "given" / "a.jpg")
+        with pytest.raises(UserError, match="several images are called a, and"):
+            run(mine, tmp_path, "sample")
+    else:
+        with pytest.raises(UserError, match="is told a label or text for each image"):
+            run(mine, tmp_path, "sample")
     (first, second), _ = load_teacher(job, tmp_path)
     student, meta = load_student(job, tmp_path)
     assert student["label_emb"]["embedding"].shape[0] == len(TASKS) + blind

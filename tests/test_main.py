@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--config=configs/inpaint.py:quicktest"
@@ -65,7 +67,7 @@ def test_the_whole_job_leaves_a_table_a_report_and_pictures(whole):
         assert (folder / stage / "curves.png").stat().st_size > 10_000
 
 
-def test_a_second_run_trains_nothing_and_sample_writes_each_image(environment, whole):
+def test_a_second_run_trains_nothing_and_sample_restores_a_folder(environment, whole, tmp_path):
     folder, _ = whole
     before = fingerprints(folder)
     code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
@@ -73,9 +75,20 @@ def test_a_second_run_trains_nothing_and_sample_writes_each_image(environment, w
     assert "already trained" in out
     assert "already done" in out
     assert fingerprints(folder) == before
-    code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT, "--mode=sample")
+    for name, value in (("a.png", 40), ("more/b.png", 200)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (64, 48), (value,) * 3).save(tmp_path / name)
+    sample = (environment, QUICK, f"--workdir={folder}", *LIGHT, f"--input={tmp_path}")
+    code, out = run(*sample, "--mode=sample")
     assert code == 0, out
-    assert len(list((folder / "samples").glob("*.png"))) == 32
+    for name, value in (("a.png", 40), ("more/b.png", 200)):
+        image = np.asarray(Image.open(folder / "samples" / name))
+        inside = image != value
+        assert image.shape == (32, 32, 3)
+        assert inside.any((0, 2)).sum() == 16  # the hole in the middle was filled, the rest left as it was
+    code, out = run(*sample)
+    assert code == 2
+    assert f"--input={tmp_path} is for --mode=sample" in out
 
 
 def wait_for(process, path, seconds=200):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ibmd_jax.bridges import BRIDGES
 from ibmd_jax.build.methods import sampling_of
@@ -38,8 +39,10 @@ def test_the_commands_run_in_order_from_an_empty_folder(environment, tmp_path):
     """The main command runs in its quick variant here; the full one is timed in benchmarks/results."""
     for name in ("configs", "tests"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (50, 40), "green").save(tmp_path / "photos" / "me.jpg")
     ours = [c for c in COMMANDS if c.startswith("python -m ibmd_jax")]
-    names = ["main", "main", "main", "main", "convert", "data.preview", "preflight"]
+    names = ["main", "main", "main", "main", "main", "convert", "data.preview", "preflight"]
     assert [c.split()[2].removeprefix("ibmd_jax.") for c in ours] == names
     for command in ours:
         args = [sys.executable, *command.split()[1:]]
@@ -47,7 +50,7 @@ def test_the_commands_run_in_order_from_an_empty_folder(environment, tmp_path):
         assert done.returncode in ((0, 1) if "--help" in command else (0,)), done.stderr
     run = tmp_path / "runs" / "inpaint-quicktest"
     assert (run / "report.json").exists()
-    assert len(list((run / "samples").iterdir())) == 64
+    assert sorted(p.name for p in (run / "samples").iterdir()) == [*(f"{i:05d}.png" for i in range(64)), "me.png"]
     assert (tmp_path / "teachers" / "tiny").is_dir()
 
 

@@ -16,6 +16,7 @@ from ibmd_jax.build.methods import is_noise
 from ibmd_jax.build.model import Model, conditioning_of, make_network, model_of, with_given_model
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array
+from ibmd_jax.metrics import PIXEL_METRICS
 from ibmd_jax.metrics.features import FEATURES
 from ibmd_jax.train.job import PICTURE_EXAMPLES, Job, teacher_folders
 from ibmd_jax.train.loop import Schedule
@@ -52,6 +53,15 @@ def _job(c: dict[str, Any], model: Model) -> Job:
         raise UserError("config.distill.real_data needs clean images, and config.data.source has none: set (1.0, 1.0)")
     if not data.clean and (d["method"] in ("sfddm", "progressive") or d.get("reference") == "data"):
         raise UserError(f"config.distill.method = {d['method']!r} needs clean images, and config.data.source has none")
+    generates, e = is_noise(c["data"]["corruption"]), c["evaluate"]
+    if e["features"] != "none" and min(e["examples"] or len(data.test), len(data.test)) < 2:
+        raise UserError("config.evaluate.features: FID needs two test images at least; none leaves FID and KID out")
+    images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
+    for metric in () if generates else PIXEL_METRICS.values():
+        try:
+            jax.eval_shape(metric, images, images)
+        except ValueError as error:
+            raise UserError(f"config.data.size: {error}") from error
     sizes = {
         "teacher": c["teacher"]["batch_size"] * model.teacher.batches,
         "distill": c["distill"]["batch_size"] * model.distill.batches,
@@ -65,11 +75,12 @@ def _job(c: dict[str, Any], model: Model) -> Job:
         distill=model.distill,
         teacher_steps=model.teacher_steps,
         student_steps=model.student_steps,
-        generates=is_noise(c["data"]["corruption"]),
-        test=functools.cache(lambda: data.test_batch(c["evaluate"]["examples"])),
+        generates=generates,
+        test=functools.cache(lambda: data.test_batch(e["examples"])),
         few=functools.cache(lambda: data.test_batch(PICTURE_EXAMPLES)),
+        inputs=lambda folder: data.inputs(folder, d.get("blind", False)),
         clean=data.clean,
-        features=_features(c["evaluate"]["features"], model.image_shape),
+        features=_features(e["features"], model.image_shape),
         schedule=make("schedule", Schedule, c["schedule"]),
         batches=lambda stage: data.batches(stage, sizes[stage]),
     )

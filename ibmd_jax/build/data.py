@@ -1,16 +1,20 @@
 """The data of a configuration: its source, corruption and batches."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ibmd_jax.core.arrays import from_uint8
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array, Batch, Conditioning
 from ibmd_jax.corruptions import Corrupted, corruption, label_count
 from ibmd_jax.data import open_source
+from ibmd_jax.data.folder import fit_named, images_in
 from ibmd_jax.data.pipeline import ahead, check_example, check_labels, examples, make_corrupt
 from ibmd_jax.data.source import Example, Options, Source
 from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
@@ -20,7 +24,7 @@ class Data(NamedTuple):
     """The data of a configuration.
 
     train, test: the sources. clean: whether they have x_0. test_batch(count): so many test images, evenly spaced in the
-    source, all for 0; leaves are NumPy arrays.
+    source, all for 0; leaves are NumPy arrays. inputs(folder, blind): images of a user's to restore, see `_inputs`.
     batches(stage, size)(step): an iterator over training batches from that step on, sharded over the mesh.
     """
 
@@ -30,6 +34,7 @@ class Data(NamedTuple):
     mesh: jax.sharding.Mesh
     batches: Callable[[str, int], Callable[[int], Iterator[Batch]]]
     test_batch: Callable[[int], Batch]
+    inputs: Callable[[str, bool], tuple[list[str], Iterator[Batch]]]
 
 
 def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: Conditioning) -> Data:
@@ -54,6 +59,14 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
     def check(example: Example) -> None:
         check_labels(example, given.classes)
 
+    def inputs(folder: str, blind: bool) -> tuple[list[str], Iterator[Batch]]:
+        if conditioning != Conditioning() and not blind:
+            raise UserError(
+                f"--input={folder}: this student is told a label or text of each image, and files have none"
+            )
+        makes_hole = corrupts and jax.eval_shape(corrupts, jax.random.key(0), jnp.zeros(image_shape)).mask is not None
+        return _inputs(folder, options, corrupt("input") if makes_hole else None, c)
+
     return Data(
         train,
         test,
@@ -61,6 +74,7 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
         mesh,
         lambda stage, size: _batches(train, corrupt(stage), check, c, size, mesh),
         lambda count: _test_batch(test, corrupt("test"), check, count, c["evaluate"]["batch_size"]),
+        inputs,
     )
 
 
@@ -90,6 +104,32 @@ def _test_batch(
         check(example)
         parts.append(jax.tree.map(np.asarray, corrupt(example, numbers)))
     return jax.tree.map(lambda *x: np.concatenate(x), *parts)
+
+
+def _inputs(
+    folder: str, options: Options, cut: Callable[[Example, Array], Batch] | None, c: dict[str, Any]
+) -> tuple[list[str], Iterator[Batch]]:
+    """Names and batches of a folder's images as x_T, in the size that the student has.
+
+    Args: cut: the corruption where it makes a hole; the images are then whole, and get one.
+    Raises: UserError without a folder, without images, or for two images that differ in their suffix alone.
+    """
+    root, size = Path(folder).expanduser(), c["evaluate"]["batch_size"]
+    files = images_in(root)
+    names = [str(f.relative_to(root).with_suffix("")) for f in files]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"--input={folder}: several images are called {twice[0]}, and would get the same name")
+
+    def parts() -> Iterator[Batch]:
+        for begin in range(0, len(files), size):
+            images = np.stack([fit_named(f, options) for f in files[begin : begin + size]])
+            if cut:
+                yield jax.tree.map(np.asarray, cut({"x_0": images}, begin + np.arange(len(images))))
+            else:
+                yield Batch(from_uint8(images))
+
+    return names, parts()
 
 
 def _batches(

@@ -187,6 +187,11 @@ def read_meta(folder: Path | str) -> Meta:
             raise UserError(f"the checkpoint {path} is unreadable ({_first_line(error)})") from error
 
 
+def check_params(folder: Path | str, abstract: Params) -> None:
+    """Raises UserError unless `load_params` would find parameters of these shapes; reads none of them."""
+    _check_shapes(read_meta(folder)["shapes"], shapes(abstract), Path(folder).absolute())
+
+
 def load_params(folder: Path | str, abstract: Params) -> tuple[Params, Meta]:
     """Parameters that export_params wrote, as (params, meta).
 

@@ -5,12 +5,13 @@ WORKDIR/config.json              the configuration that owns the folder
         teacher/raw/             the teacher's parameters without averaging, for config.distill.start
         pictures/                image grids made while training
         report.json, samples.png the evaluation
-        samples/                 restored images, one file each (--mode=sample)
+        samples/                 restored images, one file each (--mode=sample), of the test set or of --input
         consistency.{json,png}   student and teacher from the same noise, and
         interpolation.png        the student on lines in it (--mode=compare)
 """
 
 import functools
+import itertools
 import json
 import logging
 import time
@@ -23,14 +24,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
+from tqdm import tqdm
 
 from ibmd_jax.core.arrays import to_uint8
 from ibmd_jax.core.errors import UserError, lookup
-from ibmd_jax.core.streams import stream
+from ibmd_jax.core.streams import step_key, stream
 from ibmd_jax.core.types import Array, Batch, Params
 from ibmd_jax.methods.base import Method
 from ibmd_jax.networks.generator import with_new_inputs
-from ibmd_jax.train.checkpoint import load_params
+from ibmd_jax.train.checkpoint import check_params, load_params
 from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
@@ -50,7 +52,7 @@ class Job(NamedTuple):
     teacher_steps: NFE -> sampling steps of the teacher's rows in the table; student_steps: of the student's, one NFE a
     step. generates: x_T is noise, which has nothing to do with x_0. test(): the test images, made once.
     clean: whether batches have x_0; a teacher's training and the evaluation need it.
-    features: for FID and KID, or None.
+    features: for FID and KID, or None. input: the folder that `sample` restores; "": the test images.
     """
 
     config: dict[str, Any]
@@ -64,10 +66,12 @@ class Job(NamedTuple):
     generates: bool
     test: Callable[[], Batch]
     few: Callable[[], Batch]
+    inputs: Callable[[str], tuple[list[str], Iterator[Batch]]]
     clean: bool
     features: Callable[[Array], Array] | None
     schedule: Schedule
     batches: Callable[[str], Callable[[int], Iterator[Batch]]]
+    input: str = ""
 
 
 def run(job: Job, folder: Path, mode: str) -> None:
@@ -82,6 +86,11 @@ def run(job: Job, folder: Path, mode: str) -> None:
             f"config.data.source = {job.config['data']['source']!r} has no clean images, which --mode={mode} needs: "
             "set config.teacher.checkpoint, and use --mode=distill or --mode=sample"
         )
+    if job.input and (sample not in stages or job.generates):
+        raise UserError(f"--input={job.input} is for --mode=sample, and for students that restore")
+    start = job.config["distill"]["start"]
+    if distill in stages and start not in ("", "random"):
+        check_params(start, _abstract(job))
     check_workdir(folder, job.config)
     seconds: dict[str, float] = {}
     for stage in stages:
@@ -312,16 +321,25 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 
 
 def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
-    """Restores every test image with the student, one PNG each."""
+    """Restores every test image, or those of job.input, with the student: one PNG each, written batch by batch."""
     student, _ = load_student(job, folder)
-    restore = jax.jit(job.distill.sample)
-    n, size = job.test().x_T.shape[0], job.config["evaluate"]["batch_size"]
-    images = [to_host(restore(student, _key(job, "sample"), part)) for part in split(job.test(), size)]
-    if is_first():
-        (folder / "samples").mkdir(exist_ok=True)
-        for i, image in enumerate(to_uint8(np.concatenate(images)[:n])):
-            Image.fromarray(image.squeeze()).save(folder / "samples" / f"{i:05d}.png")
-    say(f"Wrote {n} restored images to {folder / 'samples'}.")
+    restore, key, out = jax.jit(job.distill.sample), _key(job, "sample"), folder / "samples"
+    if job.input:
+        names, batches = job.inputs(job.input)
+    else:
+        names, batches = [f"{i:05d}" for i in range(len(job.test().x_T))], [job.test()]
+    size, left = job.config["evaluate"]["batch_size"], iter(names)
+    with tqdm(total=len(names), desc="sample", unit="image", disable=not is_first()) as bar:
+        for number, part in enumerate(part for batch in batches for part in split(batch, size)):
+            images = to_uint8(to_host(restore(student, step_key(key, "part", number), part)))
+            done = list(itertools.islice(left, size))  # beyond the last name, a part is filled up
+            for name, image in zip(done, images, strict=False):
+                if is_first():
+                    path = out / f"{name}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(image.squeeze()).save(path)
+            bar.update(len(done))
+    say(f"Wrote {len(names)} restored images to {out}.")
 
 
 INTERPOLATED = 9  # images of a line, both ends among them
