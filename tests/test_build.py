@@ -101,6 +101,32 @@ def test_corrupted_images_alone_train_no_teacher_and_are_not_evaluated(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("ibmd", "real_data other than"),
+        ("sfddm", "method = 'sfddm'"),
+        ("progressive", "method = 'progressive'"),
+        ("dibregman", "reference = 'data'"),
+    ],
+)
+def test_methods_that_need_clean_images_say_what_for(tmp_path, method, message):
+    np.savez(tmp_path / "x.npz", x_T=np.zeros((40, 32, 32, 3), np.uint8))
+    config = quicktest()
+    config.network.conditional = True
+    config.data.update(source=f"npz:{tmp_path}/x.npz", corruption="none")
+    with config.unlocked():
+        config.distill = {**config_files.load("generate").distillation(method), "batch_size": 8}
+        if method == "ibmd":
+            config.distill.real_data = (0.9, 0.9)
+        if "t_start" in config.distill:
+            config.distill.t_start = 0.0
+    with pytest.raises(
+        UserError, match=f"config.distill.{message}.* needs clean images, and config.data.source has none"
+    ):
+        build(config)
+
+
 def test_ot_ode_makes_a_bridge_deterministic():
     assert _bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
     assert _bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()

@@ -56,7 +56,7 @@ def test_corrupted_images_alone_are_enough(teachers, tmp_path):
     assert students[0] == students[1]
     config.data.source = f"npz:{tmp_path}/corrupted.npz"
     config.distill.real_data = (0.9, 0.9)
-    with pytest.raises(UserError, match=r"config.distill.real_data needs clean images"):
+    with pytest.raises(UserError, match=r"config.distill.real_data other than \(1.0, 1.0\) needs clean images"):
         build(config)
 
 

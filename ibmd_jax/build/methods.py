@@ -102,8 +102,9 @@ def student_of(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]
     for name in entry.fields:
         if name not in d:
             raise UserError(f"config.distill lacks {name!r}, a field of the method {d['method']}: see configs/")
-    if parts.teacher_denoise and d["method"] != "ibmd":
-        raise UserError(f"config.distill.method = {d['method']!r} takes one teacher: several are for ibmd")
+    if parts.teacher_denoise and not entry.several_teachers:
+        others = ", ".join(name for name, other in METHODS.items() if other.several_teachers)
+        raise UserError(f"config.distill.method = {d['method']!r} takes one teacher: several are for {others}")
     try:
         return entry.make(c, parts)
     except (TypeError, ValueError) as error:
@@ -275,10 +276,19 @@ def _teacher_samples(parts: Parts, steps: int) -> Callable[[Params, Key, Batch],
 
 
 class _Entry(NamedTuple):
-    """fields: all of config.distill; make: (config, parts) -> (method, numbers of steps)."""
+    """make: (config, parts) -> (method, numbers of steps). fields: all of config.distill.
+
+    needs_clean: config.distill -> which setting of it needs a source with clean images, "" if none does.
+    """
 
     make: Callable[[dict[str, Any], Parts], tuple[Method, tuple[int, ...]]]
     fields: tuple[str, ...]
+    needs_clean: Callable[[dict[str, Any]], str]
+    several_teachers: bool = False
+
+
+def _always(d: dict[str, Any]) -> str:
+    return f"method = {d['method']!r}"
 
 
 COMMON = (
@@ -303,9 +313,16 @@ AUXILIARY = (
     "time_sampler",
 )
 METHODS = {
-    "ibmd": _Entry(_ibmd, (*COMMON, *AUXILIARY, "multistep", "rollout", "same_z", "blind", "pretraining", "real_data")),
-    "sfddm": _Entry(_sfddm, (*COMMON, "times", "hidden", "output_weight", "hidden_weight", "chain", "distance")),
-    "progressive": _Entry(_progressive, COMMON),
+    "ibmd": _Entry(
+        _ibmd,
+        (*COMMON, *AUXILIARY, "multistep", "rollout", "same_z", "blind", "pretraining", "real_data"),
+        lambda d: "" if tuple(d["real_data"]) == (1, 1) else "real_data other than (1.0, 1.0)",
+        several_teachers=True,
+    ),
+    "sfddm": _Entry(
+        _sfddm, (*COMMON, "times", "hidden", "output_weight", "hidden_weight", "chain", "distance"), _always
+    ),
+    "progressive": _Entry(_progressive, COMMON, _always),
     "dibregman": _Entry(
         _dibregman,
         (
@@ -321,5 +338,6 @@ METHODS = {
             "weight_mean",
             "adversarial",
         ),
+        lambda d: "reference = 'data'" if d["reference"] == "data" else "",
     ),
 }
