@@ -1,4 +1,4 @@
-"""Image sources and the input pipeline. A new source is one file and one line in SOURCES."""
+"""Image sources and the input pipeline. A new source is one file, its import and its line in SOURCES."""
 
 from collections.abc import Callable
 
