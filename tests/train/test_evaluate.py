@@ -7,7 +7,7 @@ from PIL import Image
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
-from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
+from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, restore, split, table
 from ibmd_jax.train.optim import OPTIMIZERS, make_optimizer
 from ibmd_jax.train.pictures import save_grid
 
@@ -42,6 +42,20 @@ def test_evaluate_measures_each_sampler():
     assert rows[1].images_per_second > 0
     np.testing.assert_array_equal(images["perfect 1"], TRUTH)
     assert [r.metrics["diversity"] for r in rows] == [0, 0]
+
+
+def test_several_processes_sample_equally_often(monkeypatch):
+    """Each would measure another time, and a program with collectives waits for all of them."""
+    calls = []
+
+    def sample(params, key, batch):
+        jax.debug.callback(lambda: calls.append(0), ordered=False)
+        return batch.x_0
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    restore(Sampler("quick", 1, jax.jit(sample), jnp.float32(0)), [Batch(TRUTH, TRUTH)], 10, jax.random.key(0))
+    jax.effects_barrier()
+    assert len(calls) == 1
 
 
 def test_diversity_is_the_deviation_over_draws_of_the_same_input():
