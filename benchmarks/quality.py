@@ -71,6 +71,7 @@ def base_config(task: str, teacher: str, seed: int) -> ml_collections.ConfigDict
     config.name = f"{task}-{teacher}-{seed}"
     config.data.update(TASKS[task].data)
     config.evaluate.features = TASKS[task].features
+    config.distill.student_steps = 1
     config.distill.noise_channels = 0 if TASKS[task].noisy else config.data.channels
     with config.unlocked():
         config.network.out_channels = config.data.channels

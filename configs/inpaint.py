@@ -80,7 +80,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "batch_size": 32,
                 "accumulate": 1,
                 "start": "",  # folder of the first parameters of student and auxiliary; "": the teacher's, or "random"
-                "student_steps": 1,
+                "student_steps": 4,  # the most; it may take 1 or 2 as well
                 "multistep": "marginal",
                 "rollout": "student",  # whose parameters make the states of several steps; or "ema"
                 "same_z": False,  # one z for all steps of a roll-out
@@ -142,7 +142,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
         config.network.update(channels=(16, 16), attention=(1,), head_channels=16, groups=4)
         config.teacher.update(steps=60, batch_size=16)
         config.teacher.optimizer.warmup = 10
-        config.distill.update(steps=10, batch_size=8, auxiliary_updates=2)
+        config.distill.update(steps=10, batch_size=8, auxiliary_updates=2, student_steps=1)
         config.evaluate.update(nfe=(1, 2, 10, 100), batch_size=32, examples=64)
         config.schedule.update(log_every=5, save_every=20, picture_every=20)
     return config

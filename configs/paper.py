@@ -123,7 +123,14 @@ def get_config(arg: str = "jpeg-5") -> ml_collections.ConfigDict:
         config.evaluate.sampler.update(chosen["sampler"])
         config.distill.student_optimizer = config.distill.auxiliary_optimizer = chosen["optimizer"]
     config.schedule.fsdp_min_size = 2**14  # nearly all of a large network is split: most of its leaves are not large
-    common = {"batch_size": 256, "auxiliary_updates": 5, "ema_decay": 0.99, "t_min": 1e-6, "time_sampler": "uniform"}
+    common = {
+        "student_steps": 1,
+        "batch_size": 256,
+        "auxiliary_updates": 5,
+        "ema_decay": 0.99,
+        "t_min": 1e-6,
+        "time_sampler": "uniform",
+    }
     config.distill.update(**{**common, **chosen["distill"]})
     t_min = config.distill.t_min
     config.teacher.update(checkpoint=f"teachers/{name}", weight="native", ema_decay=0.99, t_min=t_min)
