@@ -84,7 +84,7 @@ def test_a_teacher_for_each_task(teachers, tmp_path, blind):
         with pytest.raises(UserError, match="several images are called a, and"):
             run(mine, tmp_path, "sample")
     else:
-        with pytest.raises(UserError, match="is told a label or text for each image"):
+        with pytest.raises(UserError, match="is told a label or text of each image"):
             run(mine, tmp_path, "sample")
     (first, second), _ = load_teacher(job, tmp_path)
     student, meta = load_student(job, tmp_path)

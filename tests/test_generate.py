@@ -120,7 +120,7 @@ def test_how_a_run_is_evaluated_does_not_change_what_it_trains():
         config = tiny("dibregman", reference="teacher")
         config.evaluate.sampler.name = sampler
         job = build(config)
-        batch = jax.eval_shape(lambda j=job: jax.tree.map(lambda x: x[:8], j.test()))
+        batch = jax.eval_shape(lambda batch: jax.tree.map(lambda x: x[:8], batch), job.test())
         params = jax.eval_shape(lambda j=job: j.init_params(jax.random.key(0), 0))
         state = jax.eval_shape(lambda p, j=job: j.distill.init((p, p)), params)
         with jax.numpy_dtype_promotion("standard"):
@@ -147,7 +147,7 @@ def test_bridges_take_density_ratios_too():
     config = config_files.load("inpaint").get_config("dibregman")
     config.distill.update(batch_size=4, auxiliary_updates=1)
     job = build(config)
-    batch = jax.eval_shape(lambda: jax.tree.map(lambda x: x[:8], job.test()))
+    batch = jax.eval_shape(lambda batch: jax.tree.map(lambda x: x[:8], batch), job.test())
     params = jax.eval_shape(lambda: job.init_params(jax.random.key(0), 0))
     state = jax.eval_shape(lambda p: job.distill.init((p, p)), params)
     with jax.numpy_dtype_promotion("standard"):
