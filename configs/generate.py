@@ -9,7 +9,7 @@ conditioned on what they show; after python -m ibmd_jax.data.prepare fashion_mni
 conditioned on the class. --mode=compare then draws what teacher and student make of the same noise.
 benchmarks/leaderboard.py compares the methods; benchmarks/results/leaderboard.md has times and numbers.
 
-Equally spaced times, and t_start, are for bridges with T = 1. On edm and diffusion_ve set config.distill.times (sfddm)
+Equally spaced times, and t_start, are for bridges with T = 1. On edm, whose T is 80, set config.distill.times (sfddm)
 and t_start; progressive has no such field.
 """
 
@@ -92,6 +92,14 @@ DATA = {
 }
 
 
+def distillation(method: str) -> dict:
+    """config.distill of a method. Its divergence may be a name, or a name with settings, whatever it was first."""
+    fields = {"method": method, **METHODS[method]}
+    if "divergence" in fields:
+        fields["divergence"] = ml_collections.FieldReference(fields["divergence"], field_type=object)
+    return fields
+
+
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
     """arg: a name of METHODS, one of DATA, and quicktest, with commas, in any order; each may be left out."""
     names = [name for name in arg.split(",") if name]
@@ -111,8 +119,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.bridge = {"name": "diffusion_cosine"}
         config.parametrisation = {"name": "v"}
         config.network.update(network)
-        config.evaluate.sampler = {"name": "dbim", "time_grid": "uniform"}  # DDIM; ancestral is DDPM
-        config.distill = {"method": method, **METHODS[method]}
+        config.distill = distillation(method)
+    config.evaluate.sampler.update(name="dbim", time_grid="uniform")  # DDIM; ancestral is DDPM
     config.teacher.update(steps=6000, weight="native", t_min=1e-3)
     config.evaluate.update(nfe=(1, 4, 16, 64), features=kind.split("-")[0])
     config.schedule.update(save_every=200, picture_every=200)

@@ -11,6 +11,11 @@ from pathlib import Path
 import ml_collections
 
 
+def spec(name: str) -> ml_collections.FieldReference:
+    """A field for a name, or for {"name": ..., a setting: ...}: other fields keep the type of their first value."""
+    return ml_collections.FieldReference(name, field_type=object)
+
+
 def get_config(arg: str = "default") -> ml_collections.ConfigDict:
     """arg: "default", "quicktest" or "dibregman"."""
     if arg not in ("default", "quicktest", "dibregman"):
@@ -21,7 +26,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             "seed": 0,
             "data": {
                 "source": "emoji",
-                "corruption": "inpaint-center",  # or {"name": ..., a setting: ...}; "none" where the source has x_T
+                "corruption": spec("inpaint-center"),  # "none" where the source has x_T
                 "flip": True,
                 "size": 32,
                 "channels": 3,
@@ -41,6 +46,8 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "groups": 16,
                 "patch": 2,
                 "conditional": False,
+                "classes": 0,  # labels that it is told: of the source, or of a mixture of corruptions
+                "embedding": 0,  # or the width of the text that it is told
                 "dtype": "float32",  # or bfloat16: of convolutions and attention
                 "remat": "none",  # or block, full: what the backward pass computes again, to save memory
             },
@@ -110,7 +117,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
             },
             "evaluate": {
                 "nfe": (1, 2, 10, 100),
-                "sampler": {"name": "ancestral", "time_grid": "uniform"},
+                "sampler": {"name": "ancestral", "time_grid": spec("uniform")},
                 "batch_size": 200,
                 "examples": 0,  # 0: all test images
                 "features": "emoji",
@@ -120,12 +127,12 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
     )
     if arg == "dibregman":
         config.name = "inpaint-dibregman"
-        spec = importlib.util.spec_from_file_location("generate", Path(__file__).with_name("generate.py"))
-        generate = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(generate)
+        found = importlib.util.spec_from_file_location("generate", Path(__file__).with_name("generate.py"))
+        generate = importlib.util.module_from_spec(found)
+        found.loader.exec_module(generate)
         with config.unlocked():
             kept = {name: config.distill[name] for name in ("steps", "student_weight", "auxiliary_weight", "t_min")}
-            config.distill = {"method": arg, **generate.METHODS[arg], **kept, "t_start": 0.0}
+            config.distill = {**generate.distillation(arg), **kept, "t_start": 0.0}
             config.bridge = {"name": "ddbm_vp", "beta_d": 2.0, "beta_min": 0.1}
             config.parametrisation = {"name": "ddbm", "sigma_0": 0.8, "sigma_T": 0.88, "covariance": 0.53}
         config.network.conditional = True  # its scores are those of x_t given x_T

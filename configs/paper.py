@@ -115,14 +115,12 @@ def get_config(arg: str = "jpeg-5") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/paper.py has the rows {', '.join(ROWS)}, each also with -quicktest, not {arg!r}")
     chosen, config = ROWS[name], _defaults()
     config.name = f"paper-{arg}"
-    config.data.update({k: v for k, v in chosen["data"].items() if k != "corruption"})
+    config.data.update(chosen["data"])
     with config.unlocked():
-        del config.data.corruption  # a name there; here it may come with settings
-        config.data.corruption = chosen["data"]["corruption"]
         config.bridge = chosen["bridge"]
         config.network = {**chosen["network"], "dtype": "bfloat16", "remat": "block"}
         config.parametrisation = chosen["parametrisation"]
-        config.evaluate.sampler = chosen["sampler"]
+        config.evaluate.sampler.update(chosen["sampler"])
         config.distill.student_optimizer = config.distill.auxiliary_optimizer = chosen["optimizer"]
     config.schedule.fsdp_min_size = 2**14  # nearly all of a large network is split: most of its leaves are not large
     common = {

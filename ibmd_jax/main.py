@@ -11,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from ibmd_jax.core.cli import parse
 from ibmd_jax.core.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -36,27 +37,8 @@ _PROCESS = flags.DEFINE_integer("process", 0, "The number of this one, from 0.")
 flags.mark_flag_as_required("config")
 
 
-def _parse(argv: list[str]) -> list[str]:
-    """Parses flags; a wrong flag, configuration file, field or value becomes one line instead of a traceback."""
-    try:
-        rest = flags.FLAGS(argv)
-        _ = _CONFIG.value.name  # a file that could not be loaded answers here
-        return rest
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        text = str(error)
-        if isinstance(error, AttributeError | KeyError):  # ml_collections quotes its message once more
-            text = "unknown field " + text.strip("\"'").replace("\\n", " ").replace("\\'", "'")
-        lines = text.split("Traceback")[-1].splitlines() if "Traceback" in text else [text]
-        message = " ".join(next(line for line in reversed(lines) if line.strip()).split())
-        print(f"error: {message.rstrip('.')}. See --help.", file=sys.stderr)
-        sys.exit(2)
-
-
 def main(argv: list[str]) -> int:
     """Runs the job; returns the exit status: 0 done, 2 bad input, 128 + n stopped by signal n."""
-    if len(argv) > 1:
-        print(f"error: unexpected argument {argv[1]!r}; flags start with --, see --help", file=sys.stderr)
-        return 2
     absl_logging.get_absl_handler().setFormatter(logging.Formatter("%(message)s"))
     logging.getLogger().setLevel(logging.INFO)
     for noisy in ("absl", "jax", "orbax"):
@@ -94,4 +76,4 @@ def _run() -> int:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=parse)

@@ -1,6 +1,8 @@
 """Configurations of other bridges, parametrisations and samplers than the default ones."""
 
+import ast
 import functools
+import json
 import re
 from pathlib import Path
 
@@ -99,6 +101,32 @@ def test_corrupted_images_alone_train_no_teacher_and_are_not_evaluated(tmp_path)
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("ibmd", "real_data other than"),
+        ("sfddm", "method = 'sfddm'"),
+        ("progressive", "method = 'progressive'"),
+        ("dibregman", "reference = 'data'"),
+    ],
+)
+def test_methods_that_need_clean_images_say_what_for(tmp_path, method, message):
+    np.savez(tmp_path / "x.npz", x_T=np.zeros((40, 32, 32, 3), np.uint8))
+    config = quicktest()
+    config.network.conditional = True
+    config.data.update(source=f"npz:{tmp_path}/x.npz", corruption="none")
+    with config.unlocked():
+        config.distill = {**config_files.load("generate").distillation(method), "batch_size": 8}
+        if method == "ibmd":
+            config.distill.real_data = (0.9, 0.9)
+        if "t_start" in config.distill:
+            config.distill.t_start = 0.0
+    with pytest.raises(
+        UserError, match=f"config.distill.{message}.* needs clean images, and config.data.source has none"
+    ):
+        build(config)
+
+
 def test_ot_ode_makes_a_bridge_deterministic():
     assert _bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
     assert _bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()
@@ -146,9 +174,7 @@ def test_wrong_settings_are_named(field, value, message):
     sections = {"sampler": "evaluate", "features": "evaluate", "corruption": "data", "source": "data"}
     section = {**sections, "multistep": "distill"}.get(field)
     with config.unlocked():
-        place = config[section] if section else config
-        del place[field]  # so that it may be of any type
-        place[field] = value
+        (config[section] if section else config)[field] = value
     with pytest.raises(UserError, match=message):
         build(config)
 
@@ -156,8 +182,7 @@ def test_wrong_settings_are_named(field, value, message):
 def test_the_label_of_a_mixture_reaches_a_network_with_classes():
     config = quicktest()
     names = ["grey", "sketch", {"name": "sr-pool", "factor": 8}]
-    with config.ignore_type():
-        config.data.corruption = {"name": "mixture", "corruptions": names}
+    config.data.corruption = {"name": "mixture", "corruptions": names}
     assert next(build_data(config).batches("teacher", 8)(0)).cond is None  # blind
     with config.unlocked():
         config.network = {"name": "adm", "channels": 16, "conditional": False, "classes": 3}
@@ -177,8 +202,7 @@ def test_the_names_of_the_emoji_reach_a_network_with_an_embedding():
     config = quicktest()
     config.data.source = "emoji:names"
     assert next(build_data(config).batches("teacher", 8)(0)).cond is None
-    with config.unlocked():
-        config.network.embedding = 128
+    config.network.embedding = 128
     data = build_data(config)
     expected = {x.tobytes() for x in name_embeddings()[rows_of("train")]}
     cond = next(data.batches("teacher", 8)(0)).cond
@@ -209,6 +233,23 @@ def test_what_does_not_fit_an_embedding_is_named(network, source, message):
             function(config)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"combine": "by_label"},
+            "config.teacher.combine = 'by_label' is for several teachers in config.teacher.check",
+        ),
+        ({"weights": (1.0, 2.0)}, r"config.teacher.weights = \[1.0, 2.0\] is for several teachers"),
+    ],
+)
+def test_what_combines_teachers_is_refused_where_there_is_one(settings, message):
+    config = quicktest()
+    config.teacher.update(settings)
+    with pytest.raises(UserError, match=message):
+        build_model(config)
+
+
 @pytest.mark.parametrize("field", ["classes", "embedding"])
 def test_teachers_of_a_task_each_are_refused_where_they_are_conditioned(monkeypatch, field):
     config = quicktest()
@@ -217,3 +258,62 @@ def test_teachers_of_a_task_each_are_refused_where_they_are_conditioned(monkeypa
     config.teacher.update(checkpoint="a,b", combine="by_label")
     with pytest.raises(UserError, match=f"a has network.{field}: teachers that are combined by_label see no cond"):
         build_model(config)
+
+
+POWER = "{'name': 'power', 'exponent': 0.3}"
+KARRAS = "{'name': 'karras', 't_min': 0.01}"
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("inpaint.py:quicktest", "data.corruption", "jpeg-5"),
+        ("inpaint.py:quicktest", "data.corruption", "{'name': 'jpeg', 'quality': 7}"),
+        ("paper.py:jpeg-5-quicktest", "data.corruption", "{'name': 'jpeg', 'quality': 7}"),
+        ("generate.py:dibregman,quicktest", "distill.divergence", "pearson"),
+        ("generate.py:dibregman,quicktest", "distill.divergence", POWER),
+        ("inpaint.py:dibregman", "distill.divergence", POWER),
+        ("inpaint.py:quicktest", "evaluate.sampler.time_grid", KARRAS),
+        ("generate.py:quicktest", "evaluate.sampler.time_grid", KARRAS),
+        ("paper.py:jpeg-5-quicktest", "evaluate.sampler.time_grid", KARRAS),
+    ],
+)
+def test_a_name_or_a_name_with_settings_is_set_by_flag_and_in_a_file(file, field, value):
+    flagged = config_files.by_flags(file, f"--config.{field}={value}")
+    name, _, variant = file.partition(".py:")
+    derived = config_files.load(name).get_config(variant)
+    *sections, last = field.split(".")
+    place = functools.reduce(getattr, sections, derived)
+    place[last] = ast.literal_eval(value) if value.startswith("{") else value
+    assert json.loads(flagged.to_json()) == json.loads(derived.to_json())
+    build_model(flagged)
+    for wrong in ("5", "{'quality': 7}"):
+        with pytest.raises(UserError, match=r"give a name, or {'name': ..., a setting: ...}"):
+            build_model(config_files.by_flags(file, f"--config.{field}={wrong}"))
+    # A derived configuration may have a field of type str: what the flag gives is then a string.
+    with derived.unlocked():
+        del place[last]
+        place[last] = value
+    build_model(derived)
+
+
+@pytest.mark.parametrize("bridge", ["{'name': 'edm'}", "{'name': 'diffusion_ve', 'sigma_max': 7.0}"])
+def test_the_advice_on_noise_works_when_it_is_followed(bridge):
+    more = ["--config.parametrisation={'name': 'edm'}", "--config.distill.noise_channels=1"]
+    more += [f"--config.bridge={bridge}"]
+    with pytest.raises(UserError, match=r"set config.data.corruption = ") as error:
+        build_model(config_files.by_flags("inpaint.py:quicktest", *more))
+    spec = re.search(r"set config.data.corruption = (\{.*\})", str(error.value))[1]
+    build_model(config_files.by_flags("inpaint.py:quicktest", *more, f"--config.data.corruption={spec}"))
+
+
+def test_a_network_is_conditioned_by_flag():
+    config = config_files.by_flags("inpaint.py:quicktest", "--config.network.classes=10")
+    assert build_model(config).conditioning.classes == 10
+    assert next(build_data(config).batches("teacher", 8)(0)).cond.dtype == jnp.int32
+    more = ["--config.data.source=emoji:names", "--config.network.embedding=128"]
+    config = config_files.by_flags("inpaint.py:quicktest", *more)
+    assert next(build_data(config).batches("teacher", 8)(0)).cond.shape == (8, 128)
+    mixture = "--config.data.corruption={'name': 'mixture', 'corruptions': ['grey', 'sketch']}"
+    more = [mixture, "--config.network.classes=3", "--config.distill.blind=true"]
+    assert build_model(config_files.by_flags("inpaint.py:quicktest", *more)).conditioning.classes == 3

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -125,9 +126,16 @@ def test_an_update_is_compiled_and_measured(split):
     assert "at least 1000.0 ms at the peak" in text
 
 
+def test_a_corruption_with_settings_tells_whether_there_is_a_mask():
+    found = config()
+    for spec, masked in (("{'name': 'inpaint-center', 'fill': 'grey'}", True), ({"name": "jpeg", "quality": 7}, False)):
+        found.data.corruption = spec
+        assert (preflight.make_job(found, "teacher", jax.devices()).batch.mask is not None) == masked
+
+
 def test_a_given_teacher_that_is_elsewhere_is_taken_as_configured(capsys):
     found = config()
-    found.teacher.checkpoint = "teachers/far"
+    found.teacher.update(checkpoint="teachers/far,teachers/farther", combine="by_label")
     assert preflight.make_job(found, "distill", jax.devices()).parts["teacher"] > 0
     assert "teachers/far is not here" in capsys.readouterr().out
 
@@ -179,6 +187,22 @@ def test_the_command_prints_a_table_and_writes_json(environment, tmp_path):
     code, out = command(environment, "--topology=cpu", "--fit")
     assert code == 2
     assert "error: --fit needs a chip of known memory" in out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config.network.pach=2"], "unknown field 'pach'.*patch"),
+        (["stray"], "unexpected argument 'stray'"),
+        (["--config.data.corruption", "grey"], "unexpected argument 'grey'; write --flag=value"),
+        (["--json=nowhere/x.json"], "--json=nowhere/x.json: name a file in a folder that exists"),
+        (["--json=configs"], "--json=configs: name a file"),
+    ],
+)
+def test_a_wrong_command_is_one_clear_error_before_any_work(environment, args, message):
+    code, out = command(environment, *args)
+    assert code == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", out), out
 
 
 @pytest.mark.skipif(

@@ -1,5 +1,6 @@
 """What the README shows is run: its Python example, its commands on the quick configuration, and its links exist."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -7,6 +8,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from ibmd_jax.bridges import BRIDGES
+from ibmd_jax.build.methods import sampling_of
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.methods.base import WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -51,3 +57,21 @@ def test_the_commands_run_in_order_from_an_empty_folder(environment, tmp_path):
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_sampler_in_its_readme_and_the_weights_in_theirs_exist():
+    bridge = BRIDGES["ddbm_vp"]()
+    (spec,) = re.findall(r"config.evaluate.sampler = (\{.*?\})", (ROOT / "ibmd_jax/samplers/README.md").read_text())
+    sampling_of(ast.literal_eval(spec), bridge)
+    for name in ("mask", "cond", "trajectory"):
+        with pytest.raises(UserError, match=f"has no field '{name}': it takes eta, clip, time_grid"):
+            sampling_of({"name": "dbim", name: True}, bridge)
+    (listed,) = re.findall(r"lambda\(t\), by name: (.*) \|", (ROOT / "ibmd_jax/methods/README.md").read_text())
+    assert set(re.findall(r"`(\w+)`", listed)) == {*WEIGHTS, "native", "native_ten_to_1"}
+
+
+def test_bridges_whose_time_does_not_end_at_1_are_those_that_are_named():
+    others = {name for name, make in BRIDGES.items() if make().T != 1}
+    assert others == {"edm", "ddbm_ve"}
+    assert "On edm, whose T is 80," in (ROOT / "configs/generate.py").read_text()
+    assert re.findall(r"T = sigma_max", (ROOT / "ibmd_jax/bridges/README.md").read_text()) == ["T = sigma_max"] * 2

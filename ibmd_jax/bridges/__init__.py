@@ -1,4 +1,4 @@
-"""Bridges x_t = a_t x_T + b_t x_0 + c_t eps. A new bridge is one file and one line in BRIDGES."""
+"""Bridges x_t = a_t x_T + b_t x_0 + c_t eps. A new bridge is one file, its import and its line in BRIDGES."""
 
 from ibmd_jax.bridges import diffusion
 from ibmd_jax.bridges.base import Bridge, bridge

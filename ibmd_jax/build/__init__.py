@@ -12,7 +12,7 @@ import ml_collections
 
 from ibmd_jax.build.data import Data, data_of
 from ibmd_jax.build.fields import make, naming_fields
-from ibmd_jax.build.methods import is_noise
+from ibmd_jax.build.methods import METHODS, is_noise
 from ibmd_jax.build.model import Model, conditioning_of, make_network, model_of, with_given_model
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.core.types import Array
@@ -49,10 +49,9 @@ def build_data(config: ml_collections.ConfigDict) -> Data:
 def _job(c: dict[str, Any], model: Model) -> Job:
     data = data_of(c, model.image_shape, model.conditioning)
     d = c["distill"]
-    if not data.clean and tuple(d.get("real_data", (1, 1))) != (1, 1):
-        raise UserError("config.distill.real_data needs clean images, and config.data.source has none: set (1.0, 1.0)")
-    if not data.clean and (d["method"] in ("sfddm", "progressive") or d.get("reference") == "data"):
-        raise UserError(f"config.distill.method = {d['method']!r} needs clean images, and config.data.source has none")
+    what = METHODS[d["method"]].needs_clean(d)
+    if what and not data.clean:
+        raise UserError(f"config.distill.{what} needs clean images, and config.data.source has none")
     generates, e = is_noise(c["data"]["corruption"]), c["evaluate"]
     if e["features"] != "none" and min(e["examples"] or len(data.test), len(data.test)) < 2:
         raise UserError("config.evaluate.features: FID needs two test images at least; none leaves FID and KID out")

@@ -12,7 +12,7 @@ from ibmd_jax import methods
 from ibmd_jax.bridges import Bridge
 from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS, uniform_grid
 from ibmd_jax.build.fields import check_names, make
-from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.streams import stream
 from ibmd_jax.core.types import Array, Batch, Conditioning, Denoise, Key, Params
 from ibmd_jax.methods.base import WEIGHTS, Method, product
@@ -34,13 +34,11 @@ class Sampling(NamedTuple):
 def sampling_of(settings: dict[str, Any], bridge: Bridge) -> Sampling:
     settings = dict(settings)
     entry = lookup(SAMPLERS, settings.pop("name"), "sampler")
-    named = settings.pop("time_grid", entry.grid)
-    named = dict(named) if isinstance(named, dict) else {"name": named}
-    grid = lookup(TIME_GRIDS, named.pop("name"), "time grid")
-    check_names(
-        "evaluate.sampler.time_grid", [n for n in inspect.signature(grid).parameters if n not in ("steps", "T")], named
-    )
-    grid = functools.partial(grid, **named)
+    name, of_grid = named(settings.pop("time_grid", entry.grid), "time grid")
+    grid = lookup(TIME_GRIDS, name, "time grid")
+    known = [n for n in inspect.signature(grid).parameters if n not in ("steps", "T")]
+    check_names("evaluate.sampler.time_grid", known, of_grid)
+    grid = functools.partial(grid, **of_grid)
     own = [p.name for p in inspect.signature(entry.sample).parameters.values() if p.kind is p.KEYWORD_ONLY]
     check_names("evaluate.sampler", [*(n for n in own if n != "mask"), "clip", "time_grid"], settings)
     own_settings = {k: v for k, v in settings.items() if k != "clip"}
@@ -104,8 +102,9 @@ def student_of(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]
     for name in entry.fields:
         if name not in d:
             raise UserError(f"config.distill lacks {name!r}, a field of the method {d['method']}: see configs/")
-    if parts.teacher_denoise and d["method"] != "ibmd":
-        raise UserError(f"config.distill.method = {d['method']!r} takes one teacher: several are for ibmd")
+    if parts.teacher_denoise and not entry.several_teachers:
+        others = ", ".join(name for name, other in METHODS.items() if other.several_teachers)
+        raise UserError(f"config.distill.method = {d['method']!r} takes one teacher: several are for {others}")
     try:
         return entry.make(c, parts)
     except (TypeError, ValueError) as error:
@@ -123,7 +122,7 @@ def _weight(c: dict[str, Any], section: str, field: str, native: Callable[..., A
 
 def is_noise(corruption: str | dict[str, Any]) -> bool:
     """Whether x_T is noise alone, so that images are generated, and not restored."""
-    return (corruption if isinstance(corruption, str) else corruption["name"]) == "pure-noise"
+    return named(corruption, "corruption")[0] == "pure-noise"
 
 
 def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, Any]]:
@@ -220,8 +219,8 @@ def _progressive(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ..
 
 
 def _divergence(spec: str | dict[str, Any]) -> Divergence:
-    settings = {"name": spec} if isinstance(spec, str) else dict(spec)
-    found = lookup({**DIVERGENCES, "power": power}, settings.pop("name", None), "divergence")
+    name, settings = named(spec, "divergence")
+    found = lookup({**DIVERGENCES, "power": power}, name, "divergence")
     if found is power:
         return make("distill.divergence", lambda exponent=0.5: power(float(exponent)), settings)
     check_names("distill.divergence", (), settings)
@@ -277,10 +276,19 @@ def _teacher_samples(parts: Parts, steps: int) -> Callable[[Params, Key, Batch],
 
 
 class _Entry(NamedTuple):
-    """fields: all of config.distill; make: (config, parts) -> (method, numbers of steps)."""
+    """make: (config, parts) -> (method, numbers of steps). fields: all of config.distill.
+
+    needs_clean: config.distill -> which setting of it needs a source with clean images, "" if none does.
+    """
 
     make: Callable[[dict[str, Any], Parts], tuple[Method, tuple[int, ...]]]
     fields: tuple[str, ...]
+    needs_clean: Callable[[dict[str, Any]], str]
+    several_teachers: bool = False
+
+
+def _always(d: dict[str, Any]) -> str:
+    return f"method = {d['method']!r}"
 
 
 COMMON = (
@@ -305,9 +313,16 @@ AUXILIARY = (
     "time_sampler",
 )
 METHODS = {
-    "ibmd": _Entry(_ibmd, (*COMMON, *AUXILIARY, "multistep", "rollout", "same_z", "blind", "pretraining", "real_data")),
-    "sfddm": _Entry(_sfddm, (*COMMON, "times", "hidden", "output_weight", "hidden_weight", "chain", "distance")),
-    "progressive": _Entry(_progressive, COMMON),
+    "ibmd": _Entry(
+        _ibmd,
+        (*COMMON, *AUXILIARY, "multistep", "rollout", "same_z", "blind", "pretraining", "real_data"),
+        lambda d: "" if tuple(d["real_data"]) == (1, 1) else "real_data other than (1.0, 1.0)",
+        several_teachers=True,
+    ),
+    "sfddm": _Entry(
+        _sfddm, (*COMMON, "times", "hidden", "output_weight", "hidden_weight", "chain", "distance"), _always
+    ),
+    "progressive": _Entry(_progressive, COMMON, _always),
     "dibregman": _Entry(
         _dibregman,
         (
@@ -323,5 +338,6 @@ METHODS = {
             "weight_mean",
             "adversarial",
         ),
+        lambda d: "reference = 'data'" if d["reference"] == "data" else "",
     ),
 }

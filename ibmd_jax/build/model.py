@@ -14,7 +14,7 @@ from ibmd_jax.bridges import BRIDGES, Bridge, Flow, OtOde
 from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
 from ibmd_jax.build.fields import check_names, check_ranges, make
 from ibmd_jax.build.methods import Parts, Sampling, is_noise, sampling_of, steps_of, student_of, teacher_of
-from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.types import Array, Conditioning, Denoise, Network
 from ibmd_jax.methods.base import Method
 from ibmd_jax.networks import NETWORKS
@@ -159,10 +159,18 @@ def model_of(c: dict[str, Any]) -> Model:
 
 
 def _combined(c: dict[str, Any], given: list[Denoiser]) -> Denoise | None:
-    """Several teachers as one Denoise function; None where there is one teacher, of the student's own network."""
+    """Several teachers as one Denoise function; None where there is one teacher, of the student's own network.
+
+    Raises: UserError for what combines teachers where there are not several, or does not fit them.
+    """
     t = c["teacher"]
     lookup({"mean": 0, "by_label": 0}, t["combine"], "value of config.teacher.combine")
     if not given:
+        if t["combine"] != "mean" or t["weights"]:
+            field = "combine" if t["combine"] != "mean" else "weights"
+            raise UserError(
+                f"config.teacher.{field} = {t[field]!r} is for several teachers in config.teacher.checkpoint"
+            )
         return None
     denoisers = [d.denoise for d in given]
     if t["combine"] == "by_label":
@@ -210,7 +218,7 @@ def _check_noise(corruption: str | dict[str, Any], bridge: Bridge) -> None:
     if bridge.pinned and not is_noise(corruption):
         return
     name, wanted = type(bridge).__name__, float(bridge.sigma(jnp.float32(bridge.T)))
-    std = (1.0 if isinstance(corruption, str) else corruption.get("std", 1.0)) if is_noise(corruption) else None
+    std = named(corruption, "corruption")[1].get("std", 1.0) if is_noise(corruption) else None
     if not isinstance(std, int | float) or abs(std / wanted - 1) > 1e-3:
         raise UserError(
             f"config.bridge: {name} starts from noise of deviation {wanted:.6g}: set config.data.corruption = "

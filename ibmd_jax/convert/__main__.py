@@ -64,7 +64,8 @@ def to_teacher(
 
 
 def to_pytorch(source: Path, file: Path) -> None:
-    """An export of ours into a .safetensors file. Raises: UserError, with nothing written."""
+    """An export of ours into a .safetensors file, whose folder is made. Raises: UserError, with nothing written."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     leaves = {name: np.empty(shape, np.float32) for name, shape in read_meta(source)["shapes"].items()}
@@ -72,10 +73,13 @@ def to_pytorch(source: Path, file: Path) -> None:
     state = to_torch({name: np.asarray(v) for name, v in flatten_dict(params, sep="/").items()})
     temporary = file.with_suffix(".tmp")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         save_file(state, temporary, {"ibmd_jax": json.dumps(meta.get("model", {}))})
         temporary.replace(file)
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    except (OSError, SafetensorError) as error:
+        if temporary.is_file():
+            temporary.unlink()
+        raise UserError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error
     print(f"wrote {file}: {len(state)} tensors, {sum(v.size for v in state.values()):,} parameters")
 
 

@@ -37,7 +37,10 @@ class Checkpoint(NamedTuple):
 
 
 def network_settings(state: State, head_channels: int) -> dict[str, Any]:
-    """The fields of networks.adm.ADM that a state_dict shows. Raises: UserError for another architecture."""
+    """The fields of networks.adm.ADM that a state_dict shows.
+
+    Raises: UserError for another architecture, or heads that do not divide it.
+    """
     try:
         channels = state["time_embed.0.weight"].shape[1]
         blocks = {int(m[1]) for name in state if (m := re.match(r"input_blocks\.(\d+)\.", name))}
@@ -51,13 +54,15 @@ def network_settings(state: State, head_channels: int) -> dict[str, Any]:
         widths = [state[f"input_blocks.{i}.0.out_layers.3.weight"].shape[0] for i in firsts]
         emb = state[f"input_blocks.{firsts[0]}.0.emb_layers.1.weight"].shape[0]
         labels = state.get("label_emb.weight")
+        attention = [k for k, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in state]
+        _check_heads(head_channels, [widths[k] for k in attention] + widths[-1:])  # the middle block always has some
         return {
             "name": "adm",
             "out_channels": state["out.2.weight"].shape[0],
             "channels": channels,
             "multipliers": [w / channels if w % channels else w // channels for w in widths],
             "blocks": per_level,
-            "attention": [2**k for k, i in enumerate(firsts) if f"input_blocks.{i}.1.qkv.weight" in state],
+            "attention": [2**k for k in attention],
             "head_channels": head_channels,
             "resblock_updown": not any(name.endswith(".op.weight") for name in state),
             "scale_shift": emb == 2 * widths[0],
@@ -65,6 +70,12 @@ def network_settings(state: State, head_channels: int) -> dict[str, Any]:
         }
     except (KeyError, IndexError) as error:
         raise UserError(f"this is not an ADM UNet: it lacks {error}") from error
+
+
+def _check_heads(head_channels: int, widths: list[int]) -> None:
+    for width in widths:
+        if head_channels < 1 or width % head_channels:
+            raise UserError(f"--head_channels={head_channels}: attention on {width} channels has no such heads")
 
 
 def _tensors(found: Any, path: Path) -> State:

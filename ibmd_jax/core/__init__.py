@@ -1,1 +1,1 @@
-"""Types, array helpers, named random streams, table look-up: what every other folder may import."""
+"""Types, array helpers, named random streams, table look-up, flags: what every other folder may import."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.types import Array, Key
 from ibmd_jax.corruptions.base import Corrupted
 from ibmd_jax.corruptions.blur import blur, blur_peers
@@ -34,8 +34,7 @@ I2SB_TASKS = (
 
 def corruption(spec: str | Mapping[str, Any]) -> Callable[[Key, Array], Corrupted]:
     """A name of CORRUPTIONS, or {"name": one of them, and its settings}, as a function (key, x_0) -> Corrupted."""
-    settings = {"name": spec} if isinstance(spec, str) else dict(spec)
-    name = settings.pop("name")
+    name, settings = named(spec, "corruption")
     function = lookup(CORRUPTIONS, name, "corruption")
     known = list(inspect.signature(function).parameters)[2:]
     if unknown := settings.keys() - known:

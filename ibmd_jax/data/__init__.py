@@ -1,11 +1,11 @@
-"""Image sources and the input pipeline. A new source is one file and one line in SOURCES."""
+"""Image sources and the input pipeline. A new source is one file, its import and its line in SOURCES."""
 
 from collections.abc import Callable
 
 from ibmd_jax.core.errors import UserError, lookup
 from ibmd_jax.data.arrays import npz
 from ibmd_jax.data.emoji import emoji
-from ibmd_jax.data.folder import corrupted, folder, paired
+from ibmd_jax.data.folder import Files, corrupted, folder, paired
 from ibmd_jax.data.images import FILTERS, FITS
 from ibmd_jax.data.source import Options, Source
 from ibmd_jax.data.tfds import tfds
@@ -38,4 +38,7 @@ def open_source(uri: str, split: str, options: Options) -> Source:
         raise UserError(f"config.data.source = {uri!r} names nothing after {scheme}: write {scheme}:PLACE")
     if split == "test" and options.fit == "random-crop":
         options = options._replace(fit="crop")
-    return make(where, split, options)
+    source = make(where, split, options)
+    if options.on_error == "skip" and not isinstance(source, Files):
+        raise UserError(f"config.data.on_error = skip: {scheme} has no files to pass over; set raise")
+    return source

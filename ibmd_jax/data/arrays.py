@@ -1,4 +1,4 @@
-"""Arrays in a file: npz:FILE with x_0 and/or x_T [N, H, W, C] uint8, and optionally label [N], text [N, D]."""
+"""Arrays in a file: npz:FILE with x_0 and/or x_T [N, H, W, C] uint8, and optionally integers label [N], text [N, D]."""
 
 from pathlib import Path
 
@@ -7,6 +7,15 @@ import numpy as np
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.images import from_array
 from ibmd_jax.data.source import Example, Options, split_indices
+
+# What the arrays of a file must be: their type, their rank, and both in words.
+IMAGES = np.uint8, (3, 4), "uint8 [N, H, W, C]"  # or without C
+KINDS = {
+    "x_0": IMAGES,
+    "x_T": IMAGES,
+    "label": (np.integer, (1,), "integers [N]"),
+    "text": (np.number, (2,), "numbers [N, D]"),
+}
 
 
 class Arrays:
@@ -31,11 +40,11 @@ class Arrays:
 
 
 def npz(where: str, split: str, options: Options) -> Arrays:
-    """Every 20th row is held out. Raises: UserError for a missing or foreign file, or arrays of different lengths."""
+    """Every 20th row is held out. Raises: UserError for a missing or foreign file, or arrays that are no examples."""
     path = Path(where).expanduser()
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("x_0", "x_T", "label", "text") if name in file}
+            arrays = {name: file[name] for name in KINDS if name in file}
             names = list(file)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
@@ -43,6 +52,10 @@ def npz(where: str, split: str, options: Options) -> Arrays:
         raise UserError(f"cannot read {path}: {error}") from error
     if not arrays.keys() & {"x_0", "x_T"}:
         raise UserError(f"{path} holds {', '.join(names) or 'nothing'}: expected x_0 and/or x_T, and label, text")
+    for name, a in arrays.items():
+        kind, ranks, words = KINDS[name]
+        if not np.issubdtype(a.dtype, kind) or a.ndim not in ranks:
+            raise UserError(f"{path}: {name} has shape {a.shape} and type {a.dtype}: expected {words}")
     if len({len(a) for a in arrays.values()}) > 1:
         raise UserError(f"{path}: its arrays differ in length: { {k: len(a) for k, a in arrays.items()} }")
     return Arrays(arrays, split_indices(len(next(iter(arrays.values()))), split), options)

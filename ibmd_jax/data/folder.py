@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.images import SUFFIXES, fit_image, read_image
@@ -18,7 +19,7 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
 
 
 class Files:
-    """A source of one example a file (or pair of files): load(item) makes it."""
+    """A source of one example a file (or a pair, or a record of a dataset): load(item) makes it."""
 
     def __init__(self, items: Sequence, load: Callable[..., Example], on_error: str):
         self.items, self.load, self.on_error = items, load, on_error
@@ -128,9 +129,12 @@ def paired(where: str, split: str, options: Options) -> Files:
     return Files(names, load, options.on_error)
 
 
-def fit_named(file: Path, options: Options, filter_name: str = "") -> np.ndarray:
+def fit_named(file: Path, options: Options, filter_name: str = "", content: bytes | None = None) -> np.ndarray:
     """read_image and fit_image, with the file named in whatever goes wrong."""
-    image = read_image(file, options.channels)
+    return _fit(file, read_image(file, options.channels, content), options, filter_name)
+
+
+def _fit(file: Path, image: Image.Image, options: Options, filter_name: str = "") -> np.ndarray:
     try:
         return fit_image(image, options, filter_name)
     except UserError as error:
@@ -143,4 +147,4 @@ def _halves(file: Path, options: Options) -> Example:
         raise UserError(f"{file} is {image.width} pixels wide, which cannot be halved into a pair")
     half = image.width // 2
     A, B = image.crop((0, 0, half, image.height)), image.crop((half, 0, image.width, image.height))
-    return {"x_0": fit_image(B, options), "x_T": fit_image(A, options, options.filter_T)}
+    return {"x_0": _fit(file, B, options), "x_T": _fit(file, A, options, options.filter_T)}

@@ -13,6 +13,7 @@ import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
+from ibmd_jax.core.cli import parse
 from ibmd_jax.core.errors import UserError
 
 ROWS = 8
@@ -24,7 +25,7 @@ def preview(config, out: Path, batches: int) -> str:
     from ibmd_jax.train.pictures import save_grid
 
     data = build_data(config)
-    stream = data.batches("distill", 4 * ROWS)(0)
+    stream = data.batches("distill", 4 * ROWS + -4 * ROWS % data.mesh.size)(0)
     begin = time.perf_counter()
     batch = next(stream)
     first = time.perf_counter() - begin
@@ -71,4 +72,4 @@ if __name__ == "__main__":
     flags.DEFINE_string("out", "preview.png", "Where to write the grid.")
     flags.DEFINE_integer("batches", 20, "Batches to time.", lower_bound=1)
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

@@ -32,7 +32,8 @@ class Options(NamedTuple):
         (DDBM); "crop" cuts out the centre and "random-crop" any place (in training; the centre in testing) without
         resizing; "pad" puts smaller images on black.
     filter: of resizing, a name of data.images.FILTERS; filter_T: that of a pair's x_T ("" for the same).
-    on_error: "raise" stops at an unreadable image, "skip" takes the next one in its place and counts.
+    on_error: "raise" stops at an unreadable image, "skip" takes the next one in its place and counts; for files
+        and tfds: of arrays all images are readable.
     """
 
     size: int

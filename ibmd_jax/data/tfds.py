@@ -2,12 +2,11 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.data.images import fit_image, read_image
+from ibmd_jax.data.folder import Files, fit_named
 from ibmd_jax.data.source import Example, Options
 
 FEATURES = {"x_0": ("x_0", "image"), "x_T": ("x_T",), "label": ("label",)}
@@ -18,29 +17,8 @@ def data_dir() -> str | None:
     return os.environ.get("TFDS_DATA_DIR")
 
 
-class Tfds:
-    """A prepared dataset: its feature "image" is x_0; builders of this package call theirs x_0 and x_T."""
-
-    def __init__(self, name: str, data: Any, options: Options):
-        self.name, self.data, self.options = name, data, options
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, index: int) -> Example:
-        row, out = self.data[index], {}
-        for name, keys in FEATURES.items():
-            key = next((k for k in keys if k in row), None)
-            if key and name == "label":
-                out[name] = np.int32(row[key])
-            elif key:
-                image = read_image(Path(f"example {index} of {self.name}"), self.options.channels, row[key])
-                out[name] = fit_image(image, self.options, self.options.filter_T if name == "x_T" else "")
-        return out
-
-
-def tfds(where: str, split: str, options: Options) -> Tfds:
-    """A split of a dataset that was prepared before: see data/prepare.py.
+def tfds(where: str, split: str, options: Options) -> Files:
+    """A split of a dataset that was prepared before: see data/prepare.py. Its feature "image" is x_0.
 
     Raises: UserError if it is unknown, not prepared, has no such split, or no images.
     """
@@ -67,4 +45,17 @@ def tfds(where: str, split: str, options: Options) -> Tfds:
             + ", ".join(sorted(known))
         )
     raw = {key: library.decode.SkipDecoding() for key in images}  # Pillow's decoder does, as for files
-    return Tfds(f"tfds:{where}", builder.as_data_source(split=found, decoders=raw), options)
+    data = builder.as_data_source(split=found, decoders=raw)
+
+    def load(index: int) -> Example:
+        row, out = data[index], {}
+        for name, keys in FEATURES.items():
+            key = next((k for k in keys if k in row), None)
+            if key and name == "label":
+                out[name] = np.int32(row[key])
+            elif key:
+                place, filter_name = Path(f"example {index} of tfds:{where}"), options.filter_T if name == "x_T" else ""
+                out[name] = fit_named(place, options, filter_name, row[key])
+        return out
+
+    return Files(range(len(data)), load, options.on_error)

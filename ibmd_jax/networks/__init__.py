@@ -1,4 +1,4 @@
-"""Flax networks and what makes denoisers of them. A new architecture is one file and one line in NETWORKS."""
+"""Flax networks and what makes denoisers of them. A new one is one file, its import and its line in NETWORKS."""
 
 import functools
 from collections.abc import Callable

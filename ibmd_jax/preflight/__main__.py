@@ -26,6 +26,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
+from ibmd_jax.core.cli import parse
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.preflight.program import collectives, count_flops, estimated_cycles
 
@@ -149,7 +150,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     missing = [f for f in teacher_folders(config) if not Path(f).is_dir()]
     if missing:
         print(f"{missing[0]} is not here: the teacher is taken to have config.network")
-        config.teacher.checkpoint = ""
+        config.teacher.update(checkpoint="", combine="mean", weights=())
     model, settings = build_model(config), config[stage]
     mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
     check_divisible(f"config.{stage}.batch_size", settings.batch_size, mesh, settings.accumulate)
@@ -165,9 +166,8 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
 
     key = jax.random.key(0)
     x = images(model.image_shape[2], jnp.float32)
-    masked = config.data.corruption != "none" and (
-        jax.eval_shape(corruption(config.data.corruption), key, jnp.zeros(model.image_shape)).mask is not None
-    )
+    spec = config.to_dict()["data"]["corruption"]
+    masked = spec != "none" and (jax.eval_shape(corruption(spec), key, jnp.zeros(model.image_shape)).mask is not None)
     batch = Batch(
         x,
         None if stage == "distill" and tuple(settings.get("real_data", (0, 0))) == (1, 1) else x,
@@ -342,6 +342,8 @@ def main(argv: list[str]) -> int:
         for name, value in ALONE.items():
             os.environ.setdefault(name, value)
     try:
+        if given.json and (Path(given.json).is_dir() or not Path(given.json).parent.is_dir()):
+            raise UserError(f"--json={given.json}: name a file in a folder that exists")
         devices, chip = find_devices(given.topology)
         if given.fit and not chip:
             raise UserError(f"--fit needs a chip of known memory ({', '.join(CHIPS)}), not {given.topology}")
@@ -370,7 +372,11 @@ def main(argv: list[str]) -> int:
             "memory_of_a_chip": chip and chip.memory,
             "updates": [r._asdict() for r in reports],
         }
-        Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+        try:
+            Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
+        except OSError as error:
+            print(f"error: cannot write {given.json}: {error.strerror}", file=sys.stderr)
+            return 2
     return int(chip is not None and max(r.peak for r in reports) > chip.memory)
 
 
@@ -381,4 +387,4 @@ if __name__ == "__main__":
     flags.DEFINE_bool("fit", False, "Look for the largest microbatch that fits; compiles two or more times.")
     flags.DEFINE_string("json", "", "File for the results.")
     flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse)

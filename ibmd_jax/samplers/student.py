@@ -43,26 +43,20 @@ def few_step(
     *,
     noise_channels: int = 0,
     same_z: bool = False,
-    from_x_T: bool = False,
     **common: Any,
 ) -> Any:
-    """Alternates x_0 = G(x_s, s, z) and a draw of x_t, len(times) - 1 times (IBMD, section 3.5).
+    """Alternates x_0 = G(x_s, s, z) and a draw of x_t ~ q(x_t | x_0, x_s), len(times) - 1 times (IBMD, section 3.5).
 
     Args:
         times: the student's grid, from T to 0.
         noise_channels: channels of z. same_z: one draw of z serves all evaluations; otherwise each has its own.
-        from_x_T: draws x_t ~ q(x_t | x_0, x_T), which forgets x_s; otherwise from the posterior q(x_t | x_0, x_s).
         See samplers/base.py for the others.
     """
 
     def step(D: Callable[..., Array], carry: tuple[Array], i: Step) -> tuple[tuple[Array], Array]:
         (x_s,) = carry
         x_0 = D(x_s, i.s, draw_z(stream(key if same_z else i.key, "z"), x_T, noise_channels))
-        if from_x_T:
-            a, b, c = bridge.at(i.t, x_0)
-            mean, std = a * x_T + b * x_0, c
-        else:
-            mean, std = bridge.posterior(x_0, x_s, i.s, i.t)
+        mean, std = bridge.posterior(x_0, x_s, i.s, i.t)
         return (mean + std * noise(i, x_s),), x_0
 
     return march(step, denoise, key, x_T, times, **common)

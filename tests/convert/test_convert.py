@@ -5,6 +5,7 @@ import mmap
 import os
 import pathlib
 import pickle
+import re
 import zipfile
 from pathlib import Path
 
@@ -146,8 +147,8 @@ def test_the_network_is_read_off_a_bare_state_dict(settings, channels, source, t
         np.testing.assert_array_equal(value, expected[name][..., :3] if name.startswith("out_2") else expected[name])
 
 
-def test_there_and_back_is_bit_identical(tmp_path):
-    params, first, second = weights(channels=6), tmp_path / "a.safetensors", tmp_path / "teacher"
+def test_there_and_back_is_bit_identical(tmp_path, capsys):
+    params, first, second = weights(channels=6), tmp_path / "new" / "a.safetensors", tmp_path / "teacher"
     nested = {}
     for name, value in params.items():
         *parents, leaf = name.split("/")
@@ -156,9 +157,17 @@ def test_there_and_back_is_bit_identical(tmp_path):
             node = node.setdefault(part, {})
         node[leaf] = value
     export_params(tmp_path / "ours", nested, {"step": 3, "model": {"network": NETWORK}})
-    assert main([str(tmp_path / "ours"), "--to", str(first)]) == 0
+    assert main([str(tmp_path / "ours"), "--to", str(first)]) == 0  # into a new folder
     assert main([str(first), "--to", str(second), "--head_channels", "16"]) == 0
     same(loaded(second)[0], params)
+    capsys.readouterr()
+    (tmp_path / "taken.safetensors").mkdir()
+    for place, reason in (("taken.safetensors", "Is a directory"), ("file/a.safetensors", "")):
+        (tmp_path / "file").touch()
+        assert main([str(tmp_path / "ours"), "--to", str(tmp_path / place)]) == 2
+        error = capsys.readouterr().err
+        assert re.fullmatch(rf"error: cannot write .*{place}: .*{reason}.*\n", error), error
+    assert not list(tmp_path.glob("*.tmp"))
 
 
 def test_the_student_s_noise_input_becomes_input_channels():
@@ -267,6 +276,15 @@ def test_a_damaged_file_is_one_clear_error_and_nothing_is_written(tmp_path, caps
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("width", [0, -16, 48, 128])
+def test_heads_that_do_not_divide_the_network_are_refused(tmp_path, capsys, width):
+    command = [str(GOLDEN / "ddbm_tiny.pt"), "--to", str(tmp_path / "t"), f"--head_channels={width}"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"error: --head_channels={width}: attention on \d+ channels has no such heads\n", error), error
+    assert not (tmp_path / "t").exists()
 
 
 def test_i2sb_without_its_options_and_with_another_ema(tmp_path, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ibmd_jax.core.arrays import composite, ema_update, expand, fingerprint, from_uint8, squared_error, to_uint8
-from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.streams import first_key, normal, step_key, stream
 
 
@@ -83,3 +83,12 @@ def test_lookup_names_the_nearest_entry():
     assert lookup({"center": 1}, "center", "mask") == 1
     with pytest.raises(UserError, match=r"unknown mask 'centre': choose one of center, free. Did you mean 'center'\?"):
         lookup({"center": 1, "free": 2}, "centre", "mask")
+
+
+def test_a_name_may_come_with_settings():
+    for spec in ({"name": "jpeg", "quality": 7}, "{'name': 'jpeg', 'quality': 7}"):
+        assert named(spec, "corruption") == ("jpeg", {"quality": 7})
+    assert named("jpeg-5", "corruption") == ("jpeg-5", {})
+    for spec in (5, True, ["jpeg"], {"quality": 7}, {"name": 7}, "{'name': 'jpeg'", "{'jpeg'}", "{jpeg}"):
+        with pytest.raises(UserError, match=r"corruption .*: give a name, or {'name': ..., a setting: ...}"):
+            named(spec, "corruption")

@@ -1,10 +1,14 @@
 """The command that shows what a model will see."""
 
 import re
+import subprocess
+import sys
 
 import config_files
+import jax
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 from PIL import Image
 
 from ibmd_jax.core.errors import UserError
@@ -38,11 +42,36 @@ def test_a_preview_shows_masks_and_labels(tmp_path):
 def test_a_preview_counts_texts(tmp_path):
     config = config_files.load("inpaint").get_config("quicktest")
     config.data.source = "emoji:names"
-    with config.unlocked():
-        config.network.embedding = 128
+    config.network.embedding = 128
     text = preview(config, tmp_path / "out.png", 1)
     assert re.search(r"text  \(32, 128\) float32: (2\d|3[012]) different in this batch", text)
     assert "label" not in text
+
+
+def test_the_images_divide_by_any_number_of_devices(tmp_path, monkeypatch):
+    mesh = jax.make_mesh((3,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:3])
+    monkeypatch.setattr("ibmd_jax.build.data.make_mesh", lambda: mesh)
+    config = config_files.load("inpaint").get_config("quicktest")
+    for section in (config.teacher, config.distill, config.evaluate):
+        section.batch_size = 6
+    assert "x_T   (33, 32, 32, 3) float32" in preview(config, tmp_path / "out.png", 1)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--config=configs/inpaint.py", "--config.data.sorce=emoji"], "unknown field 'sorce'.*source"),
+        (["--config=configs/inpaint.py:fast"], "not 'fast'"),
+        (["--config=nowhere.py"], "nowhere.py"),
+        ([], "--config must have a value"),
+        (["--config=configs/inpaint.py", "stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_a_wrong_command_is_one_clear_error(args, message):
+    command = [sys.executable, "-m", "ibmd_jax.data.preview", *args]
+    done = subprocess.run(command, cwd=config_files.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(f"error: .*{message}.*\n", done.stderr), done.stderr
 
 
 def test_a_full_disk_is_named(tmp_path):

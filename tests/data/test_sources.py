@@ -196,6 +196,12 @@ def test_pairs_by_name_and_side_by_side(tmp_path):
         np.testing.assert_array_equal(example["x_0"], expected["x_0"])
 
 
+def test_a_half_that_is_too_small_is_named_by_its_file(tmp_path):
+    for i in range(2):
+        picture(tmp_path / f"{i}.png", size=(32, 16))
+    refused(f"paired:{tmp_path}", r"0\.png: an image of 16 x 16 pixels is smaller than the crop", fit="crop", size=20)
+
+
 def test_a_pair_is_mirrored_together(tmp_path):
     both = folder_of(tmp_path / "A", 3, size=(16, 16))
     shutil.copytree(tmp_path / "A", tmp_path / "B")
@@ -236,9 +242,26 @@ def test_wrong_places_and_options_are_named(tmp_path):
     refused("emoji", "unknown filter in config.data 'bilinaer'.*'bilinear'", filter="bilinaer")
     refused("emoji", "config.data.channels = 2", channels=2)
     refused("emoji", "unknown value of config.data.on_error", on_error="ignore")
+    refused("emoji", "config.data.on_error = skip: emoji has no files to pass over", on_error="skip")
     refused(f"paired:{tmp_path}/train", "random-crop is for single images", fit="random-crop")
     with pytest.raises(UserError, match="has a folder train, but none of test, val, validation"):
         open_source(f"folder:{tmp_path}", "test", Options(16))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label", np.array(["cat", "dog", "cat"]), r"label has shape \(3,\) and type <U3: expected integers \[N\]"),
+        ("label", np.array([0.0, 0.9, 1.0]), "label .* type float64: expected integers"),
+        ("label", np.zeros((3, 1), int), r"label has shape \(3, 1\)"),
+        ("text", np.array(["a", "b", "c"]), r"text .*: expected numbers \[N, D\]"),
+        ("text", np.zeros(3), r"text has shape \(3,\)"),
+        ("x_0", np.uint8(3), r"x_0 has shape \(\) and type uint8: expected uint8 \[N, H, W, C\]"),
+    ],
+)
+def test_arrays_that_are_no_examples_are_named(tmp_path, name, value, message):
+    np.savez(tmp_path / "x.npz", **{"x_0": np.zeros((3, 16, 16, 3), np.uint8), name: value})
+    refused(f"npz:{tmp_path}/x.npz", rf"x\.npz: {message}")
 
 
 def test_images_without_a_partner_are_listed(tmp_path):
@@ -403,6 +426,8 @@ def test_edges2handbags_from_its_original_files(datasets, tmp_path, capsys):
     halves = [np.asarray(Image.open(f)) for f in files.values()]
     for example in rows(train):
         assert any((example["x_T"] == h[:, :16]).all() and (example["x_0"] == h[:, 16:]).all() for h in halves)
+    refused("tfds:edges2handbags", "example 0 of tfds:edges2handbags: .* smaller than the crop", fit="crop", size=20)
+    refused("tfds:edges2handbags", "none of the 3 images is readable", fit="crop", size=20, on_error="skip")
     assert prepare(["edges2handbags", "--from", str(tmp_path / "nowhere")]) == 2
     assert "there is no folder" in capsys.readouterr().err
 

@@ -353,7 +353,7 @@ def test_one_step_is_the_denoiser_at_T_with_noise():
 
 @pytest.mark.parametrize("bridge", [I2SB(), Flow(), diffusion.Linear()], ids=repr)
 def test_few_steps(bridge):
-    """One step is G itself; more alternate G and a draw of x_t, from x_s or from x_T."""
+    """One step is G itself; more alternate G and a draw of x_t from x_s."""
 
     def G(x, t, x_T, cond, z=None):
         return jnp.tanh(x) + (0 if z is None else z.mean(-1, keepdims=True))
@@ -382,10 +382,3 @@ def test_few_steps(bridge):
     assert deviation < 5 * float(std.max()) + 1e-6
     last, _ = bridge.posterior(path.x_0[2], path.x[1], times[2], times[3])
     np.testing.assert_allclose(path.x[2], last, atol=1e-6)  # the last step draws nothing
-
-    _, path = few_step(G, bridge, KEY, X_T, times, from_x_T=True, trajectory=True)
-    deviations = [
-        x - (bridge.at(t, x).a * X_T + bridge.at(t, x).b * x_0) for x, x_0, t in zip(*path, times[1:], strict=True)
-    ]
-    np.testing.assert_allclose(deviations[1].std(), bridge.coeffs(times[2]).c, rtol=0.3, atol=1e-6)
-    np.testing.assert_allclose(deviations[2], 0, atol=1e-6)
