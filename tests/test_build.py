@@ -198,6 +198,21 @@ def test_the_label_of_a_mixture_reaches_a_network_with_classes():
         build_data(config)
 
 
+def test_what_would_fail_after_the_training_is_said_before(tmp_path):
+    config = quicktest()
+    config.evaluate.examples = 1
+    with pytest.raises(UserError, match=r"config.evaluate.features: FID needs two test images"):
+        build(config)
+    config.evaluate.features = "none"
+    config.distill.start = str(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no checkpoint at .*nowhere"):
+        run(build(config), tmp_path / "run", "all")
+    assert not (tmp_path / "run").exists()
+    config.data.size = 8
+    with pytest.raises(UserError, match=r"config.data.size: ssim needs images of at least 11 x 11"):
+        build(config)
+
+
 def test_the_names_of_the_emoji_reach_a_network_with_an_embedding():
     config = quicktest()
     config.data.source = "emoji:names"

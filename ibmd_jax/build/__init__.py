@@ -53,14 +53,8 @@ def _job(c: dict[str, Any], model: Model) -> Job:
     if what and not data.clean:
         raise UserError(f"config.distill.{what} needs clean images, and config.data.source has none")
     generates, e = is_noise(c["data"]["corruption"]), c["evaluate"]
-    if e["features"] != "none" and min(e["examples"] or len(data.test), len(data.test)) < 2:
-        raise UserError("config.evaluate.features: FID needs two test images at least; none leaves FID and KID out")
-    images = jax.ShapeDtypeStruct((1, *model.image_shape), jnp.float32)
-    for metric in () if generates else PIXEL_METRICS.values():
-        try:
-            jax.eval_shape(metric, images, images)
-        except ValueError as error:
-            raise UserError(f"config.data.size: {error}") from error
+    if data.clean:
+        _check_metrics(e, len(data.test), None if generates else model.image_shape)
     sizes = {
         "teacher": c["teacher"]["batch_size"] * model.teacher.batches,
         "distill": c["distill"]["batch_size"] * model.distill.batches,
@@ -83,6 +77,19 @@ def _job(c: dict[str, Any], model: Model) -> Job:
         schedule=make("schedule", Schedule, c["schedule"]),
         batches=lambda stage: data.batches(stage, sizes[stage]),
     )
+
+
+def _check_metrics(e: dict[str, Any], examples: int, image_shape: tuple[int, int, int] | None) -> None:
+    """Raises UserError where the evaluation could not end. image_shape: of metrics of pairs; None: there are none."""
+    if e["features"] != "none" and min(e["examples"] or examples, examples) < 2:
+        raise UserError("config.evaluate.features: FID needs two test images at least; none leaves FID and KID out")
+    if image_shape:
+        images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        for metric in PIXEL_METRICS.values():
+            try:
+                jax.eval_shape(metric, images, images)
+            except ValueError as error:
+                raise UserError(f"config.data.size: {error}") from error
 
 
 def _features(name: str, image_shape: tuple[int, int, int]) -> Callable[[Array], Array] | None:

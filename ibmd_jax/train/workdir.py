@@ -20,7 +20,7 @@ def check_workdir(folder: Path, config: dict[str, Any]) -> None:
 
     Raises: UserError if it cannot be written, or belongs to another configuration (names the fields).
     """
-    if "://" in str(folder) or re.match(r"\w+:/[^/]", str(folder)):  # Path makes gs:/x of gs://x
+    if "://" in str(folder) or re.match(r"\w\w+:/", str(folder)):  # Path makes gs:/x of gs://x
         raise UserError(f"--workdir={folder}: it must be a folder; mount a bucket (gcsfuse) and name its mount point")
     path, text = folder / "config.json", json.dumps(config, indent=1)
     try:
