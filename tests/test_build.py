@@ -208,7 +208,9 @@ def test_what_would_fail_after_the_training_is_said_before(tmp_path):
     with pytest.raises(UserError, match=r"no checkpoint at .*nowhere"):
         run(build(config), tmp_path / "run", "all")
     assert not (tmp_path / "run").exists()
-    config.data.size = 8
+    np.savez(tmp_path / "small.npz", x_0=np.zeros((2, 8, 8, 3), np.uint8))
+    config.data.update(source=f"npz:{tmp_path}/small.npz", size=8)
+    config.distill.start = ""
     with pytest.raises(UserError, match=r"config.data.size: ssim needs images of at least 11 x 11"):
         build(config)
 
