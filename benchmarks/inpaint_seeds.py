@@ -1,4 +1,4 @@
-"""The main job with three seeds: mean and spread of its table (about 17 minutes a seed on 2 CPU cores).
+"""The main job with three seeds: mean and spread of its table (about half an hour a seed on 2 CPU cores).
 
     python -m benchmarks.inpaint_seeds --runs runs/seeds
 
