@@ -115,31 +115,31 @@ def generate(
     return composite(denoise(theta, x_t, t, batch.x_T, batch.cond, z), batch.x_T, batch.mask)
 
 
-def path(
+def state_on_path(
     denoise: Denoise,
     bridge: Bridge,
     theta: Params,
     batch: Batch,
     times: Array,
+    n: Array,
     key: Key,
     noise_channels: int = 0,
     z_key: Key | None = None,
 ) -> Array:
-    """The states of equation (4) at `times` [N], which begin with T: [N, B, H, W, C], x_T first.
+    """x_{t_n} of equation (4), [B, H, W, C], at times[n]; times [N] begin with T, n is a scalar: 0 gives x_T.
 
-    z_key: the key of one z for all evaluations; None: each draws its own.
+    It takes n evaluations, not N - 1, and has no gradient. z_key: the key of one z for all of them; None: each draws
+    its own.
     """
-
-    def step(x_s: Array, inputs: tuple[Array, Array, Key]) -> tuple[Array, Array]:
-        s, t, k = inputs
-        x_0 = generate(denoise, theta, x_s, s, batch, stream(k, "z") if z_key is None else z_key, noise_channels)
-        mean, std = bridge.posterior(x_0, x_s, s, t)
-        x_t = mean + std * normal(k, x_s.shape, x_s.dtype)
-        return x_t, x_t
-
     keys = split(key, len(times) - 1)
-    states = jax.lax.scan(step, batch.x_T, (times[:-1], times[1:], keys))[1]
-    return jnp.concatenate([batch.x_T[None], states])
+
+    def step(i: Array, x_s: Array) -> Array:
+        k = keys[i]
+        x_0 = generate(denoise, theta, x_s, times[i], batch, stream(k, "z") if z_key is None else z_key, noise_channels)
+        mean, std = bridge.posterior(x_0, x_s, times[i], times[i + 1])
+        return mean + std * normal(k, x_s.shape, x_s.dtype)
+
+    return jax.lax.fori_loop(0, n, step, batch.x_T)
 
 
 def student_terms(
@@ -285,10 +285,8 @@ def ibmd(
             return batch.x_T
         if multistep == "marginal":
             z_key = stream(key, "z") if same_z else None
-            states = path(
-                student_denoise, bridge, theta, for_student(batch), times, stream(key, "path"), noise_channels, z_key
-            )
-            return states[n[0]]
+            given, k = for_student(batch), stream(key, "path")
+            return state_on_path(student_denoise, bridge, theta, given, times, n[0], k, noise_channels, z_key)
         y = restore(theta, batch, stream(key, "path"), steps)
         x = bridge.sample(stream(key, "first"), y, end(batch, key), times[n])
         return jnp.where(expand(n, batch.x_T) == 0, batch.x_T, x)

@@ -13,7 +13,7 @@ from ibmd_jax.bridges.times import TIME_SAMPLERS
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import ibmd
 from ibmd_jax.methods.base import WEIGHTS, ten_to
-from ibmd_jax.methods.ibmd import by_t, generate, path, student_terms
+from ibmd_jax.methods.ibmd import by_t, generate, state_on_path, student_terms
 from ibmd_jax.methods.teacher import bridge_matching_loss
 
 COUPLINGS = {"1-D": gaussian.ONE_D, "2-D": gaussian.TWO_D}
@@ -526,13 +526,15 @@ def test_one_z_can_serve_a_whole_roll_out(same):
     jax.effects_barrier()
     assert len(seen) == 3
     assert len(set(seen)) == (1 if same else 3)
-    times = jnp.asarray([1.0, 0.7, 0.4])
+    times, batch = jnp.asarray([1.0, 0.7, 0.4]), Batch(jnp.ones((4, 3)))
     key = jax.random.key(1)
-    seen.clear()
-    path(denoise, BRIDGE, jnp.ones(()), Batch(jnp.ones((4, 3))), times, key, 1, key if same else None)
-    jax.effects_barrier()
-    assert len(seen) == 2
-    assert len(set(seen)) == (1 if same else 2)
+    for n in range(3):
+        seen.clear()
+        x = state_on_path(denoise, BRIDGE, jnp.ones(()), batch, times, jnp.int32(n), key, 1, key if same else None)
+        jax.effects_barrier()
+        assert len(seen) == n
+        assert len(set(seen)) == (min(n, 1) if same else n)
+        assert bool((x == batch.x_T).all()) == (n == 0)
 
 
 @pytest.mark.parametrize("multistep", ["marginal", "posterior"])
