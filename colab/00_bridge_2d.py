@@ -194,8 +194,8 @@ print(f"{'of pairs, at NFE about':32}" + "".join(f"{n:>9}" for n in (6, 12, 24, 
 for axis, (label, (name, settings)) in zip(axes.flat, VARIANTS.items(), strict=True):
     entry, row = SAMPLERS[name], []
     for nfe in (6, 12, 24, 48):
-        grids = [TIME_GRIDS[entry.grid](n, bridge.T) for n in range(1, nfe + 1)]
-        times = [g for g in grids if entry.evaluations(bridge, g, **settings) <= nfe][-1]
+        grids = (TIME_GRIDS[entry.grid](n, bridge.T) for n in range(nfe, 0, -1))
+        times = next(g for g in grids if entry.evaluations(bridge, g, **settings) <= nfe)
         sample = functools.partial(entry.sample, teacher, bridge, times=times, trajectory=True, **settings)
         x_0, path = jax.jit(sample)(jax.random.key(2), ROLL)
         row.append(quality(x_0)[1])

@@ -4,6 +4,7 @@ python -m ibmd_jax.main --config=configs/inpaint.py
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -50,8 +51,9 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        print("interrupted: the same command goes on from the last checkpoint", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(130)  # threads of a reading that was interrupted would complain, if Python ended in order
 
 
 def _run() -> int:

@@ -1,8 +1,17 @@
-"""Four CPU devices, and no silent promotion of dtypes or ranks in any test. Most tests compile longer than they run."""
+"""Four CPU devices, and no silent promotion of dtypes or ranks in any test.
+
+Most tests compile longer than they run: compilers optimise little, and what one test compiled, in whatever process,
+serves all of them.
+"""
 
 import os
+import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit it
+    COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
 
 import jax
 import pytest
@@ -26,10 +35,6 @@ def lenient():
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """For processes that tests start: one CPU device, and compiled programs kept between them all."""
-    env = dict(os.environ)
-    base = tmp_path_factory.getbasetemp()
-    cache = (base.parent if "PYTEST_XDIST_WORKER" in env else base) / "compiled"  # one for all workers of pytest-xdist
-    settings = {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    return {**env, "JAX_PLATFORMS": "cpu", **settings}
+def environment():
+    """For processes that tests start: one CPU device."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu"}

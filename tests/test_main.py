@@ -14,8 +14,14 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--config=configs/inpaint.py:quicktest"
-# A smaller evaluation: these tests look at the trained parameters.
-LIGHT = ["--config.evaluate.nfe=(1,2)", "--config.evaluate.examples=32", "--config.schedule.save_every=10"]
+# A smaller network and evaluation: these tests are of how runs begin, end and go on.
+LIGHT = [
+    "--config.network.channels=(8,)",
+    "--config.network.attention=()",
+    "--config.evaluate.nfe=(1,2)",
+    "--config.evaluate.examples=32",
+    "--config.schedule.save_every=10",
+]
 
 
 def start(environment, *args):
@@ -192,12 +198,12 @@ def test_a_given_teacher_brings_its_own_network(environment, whole, tmp_path):
         QUICK,
         f"--workdir={tmp_path / 'run'}",
         f"--config.teacher.checkpoint={whole[0] / 'teacher' / 'export'}",
-        "--config.network.channels=(24,16)",
         "--mode=sample",
         *LIGHT,
+        "--config.network.channels=(24,16)",
     )
     assert code == 2
-    assert re.search(r"config.network is that of .*teacher/export: {.*'channels': \[16, 16\]", out), out
+    assert re.search(r"config.network is that of .*teacher/export: {.*'channels': \[8\]", out), out
     assert "no finished student" in out
 
 
