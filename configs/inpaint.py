@@ -1,6 +1,6 @@
-"""One-step inpainting of the embedded 32-px emoji: a hole of half the side, an I2SB teacher, an IBMD student.
+"""Inpainting of the embedded 32-px emoji: a hole of half the side, an I2SB teacher, an IBMD student of 1 to 4 steps.
 
-python -m ibmd_jax.main --config=configs/inpaint.py              17 minutes on 2 CPU cores; FID 2.4, its teacher 4.5
+python -m ibmd_jax.main --config=configs/inpaint.py              half an hour on 2 CPU cores: see README.md
 python -m ibmd_jax.main --config=configs/inpaint.py:quicktest    a minute: the same job, too small to be good
 python -m ibmd_jax.main --config=configs/inpaint.py:dibregman    Di-Bregman on a DDBM teacher; no numbers yet
 """

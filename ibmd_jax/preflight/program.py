@@ -8,7 +8,10 @@ from typing import Any
 
 
 def count_flops(jaxpr: Any) -> float:
-    """FLOP of all matrix products and convolutions of a jaxpr, loops as often as they run."""
+    """FLOP of all matrix products and convolutions of a jaxpr, loops as often as they run.
+
+    A loop whose end is drawn, as of a student's roll-out, counts once here and below.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
