@@ -65,7 +65,7 @@ def test_a_converted_teacher_brings_its_network_bridge_and_parametrisation(tmp_p
     assert bool(jnp.isfinite(x_0).all())
 
 
-@pytest.mark.usefixtures("lenient")
+@pytest.mark.usefixtures("lenient", "one_device")
 def test_training_starts_from_given_parameters(tmp_path):
     """A step at rate 0 leaves what it started from; config.network keeps what says how it is computed."""
     golden = ROOT / "tests" / "golden" / "ddbm_tiny.pt"

@@ -13,6 +13,7 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.preview import preview
 from ibmd_jax.train.job import load_student, load_teacher, run
 
+pytestmark = pytest.mark.usefixtures("one_device")
 TASKS = ("sr4x-pool", "jpeg-5")
 
 

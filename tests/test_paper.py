@@ -11,6 +11,7 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.train.job import run
 
+pytestmark = pytest.mark.usefixtures("one_device")
 PAPER = config_files.load("paper")
 # Parameters of the teacher; what the noise input adds: 3 x 3 weights for each channel of noise and each of the network.
 SIZES = {

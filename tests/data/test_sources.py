@@ -479,7 +479,7 @@ def fashion_files(tmp_path_factory):
     return folder / FASHION.relative_to("/")
 
 
-@pytest.mark.usefixtures("lenient")
+@pytest.mark.usefixtures("lenient", "one_device")
 def test_a_teacher_trains_on_fashion_mnist(datasets, fashion_files, capsys, tmp_path):
     """Prepared without network, by the public builder, from the original files."""
     assert prepare(["fashion_mnist", "--from", str(fashion_files)]) == 2
