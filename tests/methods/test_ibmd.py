@@ -610,3 +610,15 @@ def test_the_loss_of_an_example_is_scaled(settings):
         np.testing.assert_allclose(other.loss, factor * info.loss, rtol=1e-4)
     else:
         np.testing.assert_allclose(other.loss, 0.8 * (other.teacher_term - other.auxiliary_term), rtol=1e-5)
+
+
+def test_a_roll_out_of_one_answer_is_the_bridge_to_it():
+    """Where G gives the same x_0 everywhere, x_{t_n} ~ q(x_{t_n} | x_0, x_T)."""
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        return jnp.full_like(x_t, 3.0)
+
+    times, batch = jnp.asarray([1.0, 0.7, 0.4]), Batch(jnp.ones((100_000, 1)))
+    x = state_on_path(denoise, BRIDGE, None, batch, times, jnp.int32(2), jax.random.key(0))
+    y = BRIDGE.sample(jax.random.key(1), jnp.full_like(x, 3.0), batch.x_T, jnp.full(100_000, 0.4))
+    np.testing.assert_allclose([x.mean(), x.std()], [y.mean(), y.std()], atol=0.01)
