@@ -26,6 +26,6 @@ def test_the_script_runs(script, environment):
     """About a minute on two idle cores; its last lines of each part assert what it shows."""
     command = [sys.executable, "-W", "ignore", str(script)]
     done = subprocess.run(
-        command, env={**environment, "MPLBACKEND": "Agg"}, capture_output=True, text=True, timeout=290
+        command, env={**environment, "MPLBACKEND": "Agg"}, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
