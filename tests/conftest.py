@@ -36,7 +36,10 @@ def lenient():
 
 @pytest.fixture(scope="module")
 def one_device():
-    """For modules of whole jobs: on one of the devices, for which they compile a third faster. test_generate's are on four."""
+    """For modules of whole jobs: on one of the devices, for which they compile a third faster.
+
+    Those of test_generate are on four.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "device_count", lambda: 1)
         yield
