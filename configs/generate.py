@@ -126,7 +126,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.schedule.update(save_every=200, picture_every=200)
     if "quicktest" in names:
         config.name += "-quicktest"
-        config.network.update(channels=(16, 16), attention=(1,), head_channels=16, groups=4)
+        config.network.update(channels=(16,), attention=(), groups=4)
         config.teacher.update(steps=60, batch_size=16)
         config.teacher.optimizer.warmup = 10
         config.distill.update(steps=5, batch_size=8)

@@ -139,7 +139,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
         config.teacher.weight = "native"
     if arg == "quicktest":
         config.name = "inpaint-quicktest"
-        config.network.update(channels=(16, 16), attention=(1,), head_channels=16, groups=4)
+        config.network.update(channels=(16,), attention=(), groups=4)
         config.teacher.update(steps=60, batch_size=16)
         config.teacher.optimizer.warmup = 10
         config.distill.update(steps=10, batch_size=8, auxiliary_updates=2, student_steps=1)

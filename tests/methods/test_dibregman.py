@@ -99,22 +99,28 @@ def test_with_a_ratio_of_one_all_divergences_have_one_gradient(name):
 
 
 def test_reverse_kl_is_dmd():
-    """DMD: E w(t) (s_fake - s_real)(x_t) dx_t/dtheta, w = sigma^2 / alpha^2 against omega = 1."""
-    m, n, auxiliary = method(), 512, {"m": jnp.float32(-0.2), "s": jnp.float32(0.9)}
-    found, _, _ = direction(m, auxiliary=auxiliary)
-    key = jax.random.key(0)
-    t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
-    keys = jax.random.split(stream(key, "examples"), n)
-    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
+    """DMD: E w(t) (s_fake - s_real)(x_t) dx_t/dtheta, w = sigma^2 / alpha^2 against omega = 1; in float64."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        teacher, student, auxiliary = (
+            {"m": jnp.float64(m), "s": jnp.float64(s)} for m, s in ((0.5, 0.4), (-0.3, 0.7), (-0.2, 0.9))
+        )
+        n, key = 512, jax.random.key(0)
+        t = jnp.linspace(1e-3, 0.99, n)
+        m = method(time_sampler=lambda key, examples, t_min, t_max: t)
+        batch = Batch(jnp.zeros((n, 1), jnp.float64))
+        after, _ = m.updates["student"].apply(m.init((student, auxiliary)), teacher, batch, key)
+        found = jax.tree.map(jnp.subtract, student, after.student)
+        keys = jax.random.split(stream(key, "examples"), n)
+        z, eps = (normal(stream(keys, name), (n, 1), jnp.float64) for name in ("z", "x_t"))
 
-    def noised(theta):
-        return BRIDGE.alpha(t)[:, None] * (theta["m"] + theta["s"] * z) + BRIDGE.sigma(t)[:, None] * eps
+        def noised(theta):
+            return BRIDGE.alpha(t)[:, None] * (theta["m"] + theta["s"] * z) + BRIDGE.sigma(t)[:, None] * eps
 
-    x_t, pull = jax.vjp(noised, STUDENT)
-    fake, real = (BRIDGE.score(denoise(p, x_t, t), x_t, t) for p in (auxiliary, TEACHER))
-    w = jnp.square(BRIDGE.sigma(t) / BRIDGE.alpha(t))[:, None]
-    (expected,) = pull(w * (fake - real) / n)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6), found, expected)
+        x_t, pull = jax.vjp(noised, student)
+        fake, real = (BRIDGE.score(denoise(p, x_t, t), x_t, t) for p in (auxiliary, teacher))
+        w = jnp.square(BRIDGE.sigma(t) / BRIDGE.alpha(t))[:, None]
+        (expected,) = pull(w * (fake - real) / n)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-9), found, expected)
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -251,7 +257,7 @@ def test_the_stabilisers_by_hand():
     n, key = 512, jax.random.key(0)
     t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
     keys = jax.random.split(stream(key, "examples"), n)
-    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
+    z, eps = (normal(stream(keys, name), (n, 1), jnp.float64) for name in ("z", "x_t"))
     made = STUDENT["m"] + STUDENT["s"] * z
     x_t = BRIDGE.alpha(t)[:, None] * made + BRIDGE.sigma(t)[:, None] * eps
     good, bad = denoise(TEACHER, x_t, t), denoise(STUDENT, x_t, t)
@@ -292,7 +298,7 @@ def test_the_adversarial_term_lowers_softplus_of_minus_the_logit():
     n, key = 512, jax.random.key(0)
     t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
     keys = jax.random.split(stream(key, "examples"), n)
-    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
+    z, eps = (normal(stream(keys, name), (n, 1), jnp.float64) for name in ("z", "x_t"))
 
     def term(theta):
         x_t = BRIDGE.alpha(t)[:, None] * (theta["m"] + theta["s"] * z) + BRIDGE.sigma(t)[:, None] * eps
