@@ -71,8 +71,8 @@ ENTRIES = {
 TEACHER_STEPS = 16  # for a sample of the teacher
 ABLATIONS: dict[str, tuple[int, dict[str, Any]]] = {
     "no normalisation": (0, {"normalise": False}),
-    "no bound of the logit": (0, {"logit_clip": 0.0}),
-    "no bounds of r": (0, {"ratio_clip": (0.0, float("inf"))}),
+    "no bounds of r": (0, {"ratio_clip": (0.0, float("inf"))}),  # that of the logit alone changes nothing beside them
+    "no bounds of r, nor of the logit": (0, {"ratio_clip": (0.0, float("inf")), "logit_clip": 0.0}),
     "no mean of r": (0, {"ratio_mean": False}),
     "no mean of the weight": (0, {"weight_mean": False}),
     "own classifier network": (UPDATES * 4, {"classifier": "own"}),

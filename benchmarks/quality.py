@@ -31,7 +31,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 class Task(NamedTuple):
-    """data: fields of config.data. noisy: x_T is noise where x_0 is unknown, so that the student needs no z."""
+    """data: fields of config.data. noisy: x_T is noise where x_0 is unknown, so that the student needs no z, unless its
+    teacher is conditional: given x_T, that noise with it, the teacher's x_0 still varies."""
 
     data: dict[str, Any]
     noisy: bool = False
@@ -72,7 +73,7 @@ def base_config(task: str, teacher: str, seed: int) -> ml_collections.ConfigDict
     config.data.update(TASKS[task].data)
     config.evaluate.features = TASKS[task].features
     config.distill.student_steps = 1
-    config.distill.noise_channels = 0 if TASKS[task].noisy else config.data.channels
+    config.distill.noise_channels = 0 if TASKS[task].noisy and teacher == "i2sb" else config.data.channels
     with config.unlocked():
         config.network.out_channels = config.data.channels
     config.schedule.update(save_every=200, picture_every=1000, keep=1)

@@ -10,7 +10,8 @@ conditioned on the class. --mode=compare then draws what teacher and student mak
 benchmarks/leaderboard.py compares the methods; benchmarks/results/leaderboard.md has times and numbers.
 
 Equally spaced times, and t_start, are for bridges with T = 1. On edm, whose T is 80, set config.distill.times (sfddm)
-and t_start; progressive has no such field.
+and t_start, and the log_normal time_sampler of teacher and student; progressive has no field for times, and dibregman's
+ratio_mean, with its ten equal parts of [0, T], is of no use there.
 """
 
 import importlib.util

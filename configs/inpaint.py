@@ -132,7 +132,8 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
         found.loader.exec_module(generate)
         with config.unlocked():
             kept = {name: config.distill[name] for name in ("steps", "student_weight", "auxiliary_weight", "t_min")}
-            config.distill = {**generate.distillation(arg), **kept, "t_start": 0.0}
+            # Given x_T, the noise in its hole with it, x_0 still varies: the student needs noise of its own.
+            config.distill = {**generate.distillation(arg), **kept, "t_start": 0.0, "noise_channels": 3}
             config.bridge = {"name": "ddbm_vp", "beta_d": 2.0, "beta_min": 0.1}
             config.parametrisation = {"name": "ddbm", "sigma_0": 0.8, "sigma_T": 0.88, "covariance": 0.53}
         config.network.conditional = True  # its scores are those of x_t given x_T

@@ -76,6 +76,9 @@ def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
     np.testing.assert_allclose(found["same noise"], 1, atol=1e-4)
     assert found["other noise"] < 0.999
     assert {"consistency.png", "interpolation.png", "samples.png"} <= {p.name for p in tmp_path.iterdir()}
+    config.evaluate.sampler.name = "ancestral"
+    with pytest.raises(UserError, match="needs images that x_T alone decides"):
+        run(build(config), tmp_path, "compare")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +158,18 @@ def test_bridges_take_density_ratios_too():
     jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) or pytest.fail(f"{x} became {y}"), state, after)
 
 
+@pytest.mark.parametrize("times", [(0.3, 1.0), ()])
+def test_a_student_has_the_times_that_are_given(times):
+    """A new network answers v = 0, so that a DDIM step from s to u multiplies by alpha_s alpha_u + sigma_s sigma_u."""
+    job, bridge = build(tiny("sfddm", times=times)), BRIDGES["diffusion_cosine"]()
+    batch = jax.tree.map(lambda x: x[:2], job.test())
+    images = job.distill.sample(job.init_params(jax.random.key(0), 0), jax.random.key(1), batch)
+    middle = times[0] if times else 0.5
+    s, u = jnp.float32([1.0, middle]), jnp.float32([middle, 0.0])
+    factor = (bridge.alpha(s) * bridge.alpha(u) + bridge.sigma(s) * bridge.sigma(u)).prod()
+    np.testing.assert_allclose(images, factor * batch.x_T, atol=1e-5)
+
+
 def test_a_missing_field_is_named():
     config = tiny("sfddm")
     with config.unlocked():
@@ -175,6 +190,10 @@ def test_noise_belongs_to_bridges_that_start_from_it():
         build(config)
     config.network.conditional, config.bridge = False, {"name": "brownian"}
     with pytest.raises(UserError, match="'pure-noise': Brownian is a bridge between images"):
+        build(config)
+    config = config_files.load("inpaint").get_config("dibregman")
+    config.bridge, config.parametrisation = {"name": "flow"}, {"name": "x_0"}
+    with pytest.raises(UserError, match=r"'dibregman': between images .* has no densities to compare"):
         build(config)
     config = config_files.load("inpaint").get_config("dibregman")
     config.network.conditional = False

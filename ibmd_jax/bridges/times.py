@@ -26,6 +26,11 @@ def end(key: Key, batch: int, t_min: float, t_max: float) -> Array:
     return jnp.full((batch,), t_max, jnp.float32)
 
 
+def log_normal(key: Key, batch: int, t_min: float, t_max: float) -> Array:
+    """exp(N(-1.2, 1.2^2)), cut off at the ends: EDM's noise levels (2206.00364, table 1). Returns [batch] float32."""
+    return jnp.clip(jnp.exp(1.2 * jax.random.normal(key, (batch,), jnp.float32) - 1.2), t_min, t_max)
+
+
 def uniform_grid(steps: int, T: float = 1.0, t_min: float = 0.0) -> Array:
     """steps + 1 equally spaced times from T down to t_min. Returns [steps + 1] float32."""
     return jnp.linspace(T, t_min, steps + 1, dtype=jnp.float32)
@@ -54,7 +59,7 @@ def ddbm_grid(steps: int, T: float = 1.0, t_min: float = 1e-4) -> Array:
     return jnp.append(karras_grid(max(steps - 1, 1), T - 1e-4, t_min)[:steps], jnp.float32(0))
 
 
-TIME_SAMPLERS = {"uniform": uniform, "stratified": stratified, "end": end}
+TIME_SAMPLERS = {"uniform": uniform, "stratified": stratified, "end": end, "log_normal": log_normal}
 TIME_GRIDS: dict[str, Callable[..., Array]] = {
     "uniform": uniform_grid,
     "karras": karras_grid,

@@ -237,6 +237,11 @@ def _dibregman(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]
         raise UserError(
             "config.distill.method = 'dibregman' on a bridge between images needs config.network.conditional"
         )
+    if parts.bridge.deterministic and not is_noise(c["data"]["corruption"]):
+        raise UserError(
+            f"config.distill.method = 'dibregman': between images {parts.bridge} has no densities to compare, since "
+            "x_t and x_T tell x_0: take a bridge with noise"
+        )
     first, settings = _with_auxiliary(c, parts)
     settings |= {name: d[name] for name in ("logit_clip", "ratio_mean", "weight_mean", "adversarial")}
     settings |= {"divergence": _divergence(d["divergence"]), "ratio_clip": tuple(d["ratio_clip"])}

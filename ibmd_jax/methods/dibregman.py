@@ -13,9 +13,9 @@ reverse KL divergence: DMD, VSD, Diff-Instruct. The ratio is a classifier's of n
 
     E softplus(-d(y_t)) + E softplus(d(x_t)) -> min,     r = exp(-d),     y_t ~ q(y_t | y_0, x_T)            (4)
 
-y_0 being clean images or the teacher's samples. (3) holds where x_T is noise alone, and on bridges between images if
-all networks see x_T: then every density is conditional on it. (The score of a marginal x_t needs E[x_T | x_t], too,
-which the estimate of x_0 of a network that does not see x_T says nothing of.)
+y_0 being clean images or the teacher's samples. (3) holds where x_T is noise alone, and on bridges with noise between
+images if all networks see x_T: then every density is conditional on it. (The score of a marginal x_t needs
+E[x_T | x_t], too, which the estimate of x_0 of a network that does not see x_T says nothing of.)
 The paper's text was not at hand: (1), (2) and (4) are its abstract's and slides', the table of h is derived (the tests
 hold it against autodiff), the stabilisers are those of f-distill (arXiv 2502.15681).
 """
@@ -167,13 +167,14 @@ def dibregman(
         logit_clip: bound of |d|; ratio_clip: bounds of r; 0 and (0, inf) leave them.
         ratio_mean: divides r by its moving average in its tenth of [0, T]. weight_mean: divides h''(r) r by its own.
         adversarial: weight of softplus(-d(x_t)) in the student's loss, a further, plainly adversarial refinement.
-        noise_channels: channels of z; 0 where x_T itself is noisy.
+        noise_channels: channels of z; 0 where x_T is noise alone. With an image as x_T every density is given x_T, so
+            the student needs z even if that image is noisy.
         from_noise: x_T is N(0, I) and has nothing to do with x_0, as in flow matching: that in x_t is then drawn anew.
         student_denoise: the student's network where it is called in another way: networks.generator.told_earlier.
         accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
     No network drops activations here. Raises: ValueError for bounds that leave no r.
     """
-    if not 0 <= ratio_clip[0] < ratio_clip[1] or len(ratio_clip) != 2 or logit_clip < 0:
+    if len(ratio_clip) != 2 or not 0 <= ratio_clip[0] < ratio_clip[1] or logit_clip < 0:
         raise ValueError(f"ratio_clip = {ratio_clip}, logit_clip = {logit_clip}: the bounds are 0 <= low < high")
     student_denoise = student_denoise or denoise
 

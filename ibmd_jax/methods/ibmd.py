@@ -218,8 +218,8 @@ def ibmd(
         student_weight, auxiliary_weight: lambda(t) of (3) and of (2); they may differ, since the minimiser of (2)
             does not depend on its lambda.
         normalise: divides each example's (3) by its mean |x_0_* - x_0| (SiD, arXiv 2404.04057).
-        noise_channels: channels of z; 0 where x_T itself is noisy. They are further input channels; whether they stand
-            beside those of x_t or of x_T makes no difference.
+        noise_channels: channels of z; 0 where x_T itself is noisy and the teacher does not see it. They are further
+            input channels; whether they stand beside those of x_t or of x_T makes no difference.
         dropout: whether the auxiliary drops activations while it is updated; (3) is always without.
         real_data: (alpha, beta) of (6); (1, 1) uses no clean images, and batches need no x_0.
         from_noise: x_T is N(0, I) and has nothing to do with x_0, as in flow matching: that in x_t is then drawn anew.

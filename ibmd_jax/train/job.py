@@ -351,6 +351,11 @@ def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         raise UserError("--mode=compare is for models that generate: config.data.corruption is not 'pure-noise'")
     if job.features is None:
         raise UserError("--mode=compare needs features: set config.evaluate.features")
+    sampler = job.config["evaluate"]["sampler"]
+    if sampler["name"] in ("ancestral", "euler_maruyama") or sampler.get("eta"):
+        raise UserError(
+            "--mode=compare needs images that x_T alone decides: set config.evaluate.sampler to dbim, eta 0"
+        )
     (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
     nfe = max(job.teacher_steps)
     slow = functools.partial(jax.jit(functools.partial(job.teacher.sample, steps=job.teacher_steps[nfe])), teacher)

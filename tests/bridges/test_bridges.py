@@ -268,12 +268,19 @@ def test_continuous_i2sb_is_the_limit_of_the_published_table(beta_max):
     )
 
 
-@pytest.mark.parametrize("name", sorted(TIME_SAMPLERS.keys() - {"end"}))
+@pytest.mark.parametrize("name", sorted(TIME_SAMPLERS.keys() - {"end", "log_normal"}))
 def test_time_samplers_are_uniform(name):
     t = np.concatenate([TIME_SAMPLERS[name](jax.random.key(i), 64, 0.25, 1.0) for i in range(200)])
     assert t.min() >= 0.25
     assert t.max() <= 1
     np.testing.assert_allclose(np.histogram(t, 5, (0.25, 1))[0] / t.size, 0.2, atol=0.02)
+
+
+def test_log_normal_times_are_those_of_edm():
+    t = TIME_SAMPLERS["log_normal"](jax.random.key(0), 20_000, 0.05, 3.0)
+    assert (float(t.min()), float(t.max())) == (np.float32(0.05), 3.0)
+    levels = [0.1, np.exp(-1.2), 1.0]  # deviations -0.919, 0 and 1 of the normal distribution
+    np.testing.assert_allclose([(t < level).mean() for level in levels], [0.179, 0.5, 0.841], atol=0.01)
 
 
 def test_stratified_times_fill_every_stratum_in_random_order():

@@ -183,7 +183,7 @@ def test_the_classifier_finds_the_ratio():
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("name", ["reverse_kl", "jensen_shannon", "pearson"])
 def test_a_gaussian_is_recovered(name):
-    """Student, auxiliary network and classifier are trained together, with all stabilisers on."""
+    """Student, auxiliary network and classifier are trained together, with all stabilisers of r and of the weight."""
 
     def logit(p, phi, x, t, batch):
         x, a, s = x[:, 0], BRIDGE.alpha(t), BRIDGE.sigma(t)
