@@ -46,13 +46,27 @@ def dry(*args):
     return done.stdout.splitlines()
 
 
-def test_dry_runs_print_the_commands():
-    assert dry("launch/local.sh", "--dry_run", "--config=a b") == ["python3 -m ibmd_jax.main --config=a b"]
-    assert dry("launch/slurm.sbatch", "--dry_run", "--config=a") == [
-        "srun python3 -m ibmd_jax.main --config=a --coordinator=auto"
-    ]
-    for i, line in enumerate(dry("launch/multiprocess.sh", "2", "--dry_run", "--config=a")):
-        assert line.endswith(f"--config=a --coordinator=localhost:12355 --processes=2 --process={i}")
+def pasted(line):
+    """The words that bash makes of a line."""
+    printed = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True)
+    return printed.stdout.splitlines()
+
+
+def test_dry_runs_print_commands_to_paste():
+    given = ["--config=a b", "--config.network.channels=(8,)"]
+    main = ["python3", "-m", "ibmd_jax.main", *given]
+    (line,) = dry("launch/local.sh", "--dry_run", *given)
+    assert pasted(line) == main
+    (line,) = dry("launch/slurm.sbatch", "--dry_run", *given)
+    assert pasted(line) == ["srun", *main, "--coordinator=auto"]
+    lines = dry("launch/multiprocess.sh", "2", "--dry_run", *given)
+    assert len(lines) == 2
+    for i, line in enumerate(lines):
+        end = ["--coordinator=localhost:12355", "--processes=2", f"--process={i}"]
+        assert pasted(line)[-len(main + end) :] == main + end
+
+
+def test_dry_runs_for_a_tpu_print_the_commands():
     tpu = ["launch/tpu.sh", "train", "pod", "--zone=here", "--dry_run", "--", "--config=a"]
     (line,) = dry(*tpu)
     assert line.startswith("gcloud compute tpus tpu-vm ssh pod --zone=here --worker=all --command=cd\\ ibmd_jax")
