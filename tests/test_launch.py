@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -91,6 +92,33 @@ def test_a_slurm_process_has_all_gpus_of_its_node(tmp_path):
     environment |= {**slurm, "SLURM_LOCALID": "0", "JAX_PLATFORMS": "cpu", "JAX_LOCAL_DEVICE_IDS": done.stdout.strip()}
     done = subprocess.run([sys.executable, "-c", tell], env=environment, capture_output=True, text=True)
     assert done.stdout == "0,1,2,3\n", done.stderr
+
+
+def test_a_slurm_process_has_all_cpus_of_its_task(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "${SRUN_CPUS_PER_TASK-unset}"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {name: v for name, v in os.environ.items() if not name.endswith("CPUS_PER_TASK")}
+    environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    for cpus, seen in (({}, "unset"), ({"SLURM_CPUS_PER_TASK": "32"}, "32")):
+        script, given = ["bash", ROOT / "launch/slurm.sbatch"], environment | cpus
+        assert subprocess.run(script, env=given, capture_output=True, text=True).stdout == f"{seen}\n"
+
+
+def test_setting_up_a_tpu_tells_what_is_left_out(tmp_path):
+    script = tmp_path / "launch" / "tpu.sh"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "launch/tpu.sh", script)
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for args in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *args], check=True)
+
+    def told():
+        setup = ["bash", script, "setup", "pod", "--zone=here", "--dry_run"]
+        return subprocess.run(setup, capture_output=True, text=True, check=True).stderr
+
+    assert told() == ""
+    (tmp_path / "new.py").write_text("")
+    assert "not committed are left out" in told()
 
 
 @pytest.mark.parametrize(
