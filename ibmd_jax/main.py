@@ -29,7 +29,12 @@ _MODE = flags.DEFINE_enum(
 _INPUT = flags.DEFINE_string(
     "input", "", "A folder of images that --mode=sample restores, in the place of the test images."
 )
-_PROFILE = flags.DEFINE_integer("profile", 0, "Trace so many steps with jax.profiler, into WORKDIR/STAGE/profile.")
+_PROFILE = flags.DEFINE_integer(
+    "profile",
+    0,
+    "Trace so many steps with jax.profiler, into WORKDIR/STAGE/profile. The first five of a run are not "
+    "traced: with no more steps than those left, nothing is written.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "Of several processes: HOST:PORT of the first, or auto on SLURM and TPU pods. See launch/."
 )

@@ -5,9 +5,11 @@
 #   launch/local.sh --dry_run --config=configs/inpaint.py      only prints the command
 set -euo pipefail
 
-run=()
+command=(python3 -m ibmd_jax.main)
 if [[ "${1:-}" == --dry_run ]]; then
-  run=(echo)
   shift
+  printf '%q ' "${command[@]}" "$@" # quoted, to be pasted
+  echo
+else
+  "${command[@]}" "$@"
 fi
-"${run[@]}" python3 -m ibmd_jax.main "$@"

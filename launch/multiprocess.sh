@@ -37,7 +37,8 @@ for ((i = 0; i < count; i++)); do
     command=(env CUDA_VISIBLE_DEVICES="$i" "${command[@]}")
   fi
   if $dry_run; then
-    echo "${command[@]}"
+    printf '%q ' "${command[@]}" # quoted, to be pasted
+    echo
   else
     "${command[@]}" &
     pids+=($!)

@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # A TPU VM or pod slice on Google Cloud: created, set up, trained on, deleted. Every worker runs the same commands.
 #
-#   launch/tpu.sh create NAME --zone=us-central2-b --type=v5litepod-16
-#   launch/tpu.sh setup  NAME --zone=us-central2-b                     installs this checkout on all workers
-#   launch/tpu.sh train  NAME --zone=us-central2-b -- --config=configs/paper.py:jpeg-5 --workdir=/mnt/shared/jpeg-5
-#   launch/tpu.sh delete NAME --zone=us-central2-b
+#   launch/tpu.sh create NAME --zone=us-west4-a --type=v5litepod-16
+#   launch/tpu.sh setup  NAME --zone=us-west4-a      installs the last commit of this checkout on all workers
+#   launch/tpu.sh train  NAME --zone=us-west4-a -- --config=configs/paper.py:jpeg-5 --workdir=/mnt/shared/jpeg-5
+#   launch/tpu.sh delete NAME --zone=us-west4-a
 #
-# --spot asks for a preemptible one. --dry_run only prints the commands. A slice of several hosts needs a --workdir that
-# they share: a mounted disk or bucket (Filestore, gcsfuse), not gs://. Needs gcloud, logged in and with a project.
+# A zone has some types only: us-west4-a v5litepod, us-east5-b v6e. --spot asks for a preemptible one. --dry_run only
+# prints the commands. A slice of several hosts needs a --workdir that they share: a mounted disk (Filestore) or bucket
+# (gcsfuse), not gs://. The bucket needs a hierarchical namespace: a checkpoint is complete when its folder is renamed.
+# Needs gcloud, logged in and with a project.
 set -euo pipefail
 
 usage() {
-  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -61,10 +63,13 @@ case $action in
     run "${vm[@]}" create "$name" --zone="$zone" --accelerator-type="$type" --version="$runtime" "${spot[@]}"
     ;;
   setup) # by uv, since the runtimes' own Python is older than ours
-    archive=$(mktemp -u).tar.gz
-    run git -C "$(dirname "$0")/.." archive --output="$archive" HEAD
+    archive=$(mktemp -u).tar.gz root=$(dirname "$0")/..
+    if [[ -n "$(git -C "$root" status --porcelain)" ]]; then
+      echo "warning: changes that are not committed are left out (git status shows them)" >&2
+    fi
+    run git -C "$root" archive --output="$archive" HEAD
     run "${vm[@]}" scp "$archive" "$name:ibmd_jax.tar.gz" --zone="$zone" --worker=all
-    on_all 'mkdir -p ibmd_jax && tar -xzf ibmd_jax.tar.gz -C ibmd_jax && cd ibmd_jax && python3 -m pip install -q uv && python3 -m uv venv --python 3.11 .venv && python3 -m uv pip install -p .venv -e .[tpu]'
+    on_all 'mkdir -p ibmd_jax && tar -xzf ibmd_jax.tar.gz -C ibmd_jax && cd ibmd_jax && python3 -m pip install -q uv && python3 -m uv venv --allow-existing --python 3.11 .venv && python3 -m uv pip install -p .venv -e .[tpu]'
     ;;
   train)
     (($#)) || usage

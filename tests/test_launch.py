@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -46,13 +47,27 @@ def dry(*args):
     return done.stdout.splitlines()
 
 
-def test_dry_runs_print_the_commands():
-    assert dry("launch/local.sh", "--dry_run", "--config=a b") == ["python3 -m ibmd_jax.main --config=a b"]
-    assert dry("launch/slurm.sbatch", "--dry_run", "--config=a") == [
-        "srun python3 -m ibmd_jax.main --config=a --coordinator=auto"
-    ]
-    for i, line in enumerate(dry("launch/multiprocess.sh", "2", "--dry_run", "--config=a")):
-        assert line.endswith(f"--config=a --coordinator=localhost:12355 --processes=2 --process={i}")
+def pasted(line):
+    """The words that bash makes of a line."""
+    printed = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, check=True)
+    return printed.stdout.splitlines()
+
+
+def test_dry_runs_print_commands_to_paste():
+    given = ["--config=a b", "--config.network.channels=(8,)"]
+    main = ["python3", "-m", "ibmd_jax.main", *given]
+    (line,) = dry("launch/local.sh", "--dry_run", *given)
+    assert pasted(line) == main
+    (line,) = dry("launch/slurm.sbatch", "--dry_run", *given)
+    assert pasted(line) == ["srun", *main, "--coordinator=auto"]
+    lines = dry("launch/multiprocess.sh", "2", "--dry_run", *given)
+    assert len(lines) == 2
+    for i, line in enumerate(lines):
+        end = ["--coordinator=localhost:12355", "--processes=2", f"--process={i}"]
+        assert pasted(line)[-len(main + end) :] == main + end
+
+
+def test_dry_runs_for_a_tpu_print_the_commands():
     tpu = ["launch/tpu.sh", "train", "pod", "--zone=here", "--dry_run", "--", "--config=a"]
     (line,) = dry(*tpu)
     assert line.startswith("gcloud compute tpus tpu-vm ssh pod --zone=here --worker=all --command=cd\\ ibmd_jax")
@@ -77,6 +92,33 @@ def test_a_slurm_process_has_all_gpus_of_its_node(tmp_path):
     environment |= {**slurm, "SLURM_LOCALID": "0", "JAX_PLATFORMS": "cpu", "JAX_LOCAL_DEVICE_IDS": done.stdout.strip()}
     done = subprocess.run([sys.executable, "-c", tell], env=environment, capture_output=True, text=True)
     assert done.stdout == "0,1,2,3\n", done.stderr
+
+
+def test_a_slurm_process_has_all_cpus_of_its_task(tmp_path):
+    (tmp_path / "srun").write_text('#!/bin/sh\necho "${SRUN_CPUS_PER_TASK-unset}"\n')
+    (tmp_path / "srun").chmod(0o755)
+    environment = {name: v for name, v in os.environ.items() if not name.endswith("CPUS_PER_TASK")}
+    environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
+    for cpus, seen in (({}, "unset"), ({"SLURM_CPUS_PER_TASK": "32"}, "32")):
+        script, given = ["bash", ROOT / "launch/slurm.sbatch"], environment | cpus
+        assert subprocess.run(script, env=given, capture_output=True, text=True).stdout == f"{seen}\n"
+
+
+def test_setting_up_a_tpu_tells_what_is_left_out(tmp_path):
+    script = tmp_path / "launch" / "tpu.sh"
+    script.parent.mkdir()
+    shutil.copy(ROOT / "launch/tpu.sh", script)
+    git = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
+    for args in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *args], check=True)
+
+    def told():
+        setup = ["bash", script, "setup", "pod", "--zone=here", "--dry_run"]
+        return subprocess.run(setup, capture_output=True, text=True, check=True).stderr
+
+    assert told() == ""
+    (tmp_path / "new.py").write_text("")
+    assert "not committed are left out" in told()
 
 
 @pytest.mark.parametrize(

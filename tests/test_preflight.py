@@ -92,8 +92,15 @@ def test_a_chip_holds_its_share_of_the_states(split):
     whole = preflight.make_job(config(), "distill", jax.devices())
     for name in ("student", "auxiliary", "teacher", "average", "optimiser"):
         assert 0.25 <= split.parts[name] / whole.parts[name] < 1.1 * 0.25
-    assert split.parts["batch"] == 8 * (32 * 32 * 3 * 4 + 32 * 32) // 4  # images, and the mask of the hole
     assert split.microbatch == 2
+
+
+def test_the_loop_holds_the_batches_of_three_steps(split):
+    """One in use and two that wait, of L + 1 = 3 batches each: x_T, x_0 that IBMD does not read, the hole's mask."""
+    assert split.batch.x_0 is None
+    assert split.parts["batch"] == 3 * 3 * 8 * (2 * 32 * 32 * 3 * 4 + 32 * 32) // 4
+    teacher = preflight.make_job(config(), "teacher", jax.devices())
+    assert teacher.parts["batch"] == 3 * preflight.bytes_on_a_chip(teacher.batch)
 
 
 @pytest.mark.parametrize(
@@ -164,6 +171,12 @@ def test_the_largest_microbatch_that_fits_is_found_in_few_compilations(monkeypat
     assert fitting(monkeypatch, lambda m: m if m < 4 else 2 * m) == (4, [1, 2, 16, 8, 4])
     with pytest.raises(UserError, match="one example a chip does not fit"):
         fitting(monkeypatch, lambda m: 16 * m)
+
+
+def test_a_batch_smaller_than_the_chips_is_refused_before_any_compilation(monkeypatch):
+    monkeypatch.setattr(preflight, "measure", lambda *_: pytest.fail("compiled"))
+    with pytest.raises(UserError, match="batch_size = 2 does not divide over 4 devices: use 4"):
+        preflight.largest(config(batch_size=2), "distill", jax.devices(), preflight.CHIPS["v5e"])
 
 
 def test_wrong_topologies_are_refused():

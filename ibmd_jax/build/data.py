@@ -19,6 +19,8 @@ from ibmd_jax.data.pipeline import ahead, check_example, check_labels, examples,
 from ibmd_jax.data.source import Example, Options, Source
 from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
 
+AHEAD = 2  # steps whose batches wait on the devices beside the one in use
+
 
 class Data(NamedTuple):
     """The data of a configuration.
@@ -159,4 +161,4 @@ def _batches(
             local = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), (example, numbers))
             yield corrupt(*local)
 
-    return lambda step: ahead(iterate(step))
+    return lambda step: ahead(iterate(step), AHEAD)

@@ -157,7 +157,7 @@ def check_labels(example: Example, classes: int) -> None:
         raise UserError(f"label {bad} is out of range: config.network.classes = {classes} has 0 ... {classes - 1}")
 
 
-def ahead(batches: Iterator[T], count: int = 2) -> Iterator[T]:
+def ahead(batches: Iterator[T], count: int) -> Iterator[T]:
     """The same items, with `count` of them asked for before they are needed: transfers and corruptions overlap."""
     queue = collections.deque(itertools.islice(batches, count))
     while queue:

@@ -63,8 +63,8 @@ class Report(NamedTuple):
 
     bytes: all that operations read and write, and collectives: kind -> (count, bytes of results); both as the compiler
         counts, what is in a loop once. temporaries: bytes beside the arguments, activations above all.
-    peak: bytes of arguments, temporaries and results. cycles: the compiler's estimate by kind of operation; empty where
-        it gives none.
+    peak: bytes of arguments, temporaries, results, and the batches that the training loop holds beside the program's.
+    cycles: the compiler's estimate by kind of operation; empty where it gives none.
     """
 
     name: str
@@ -118,7 +118,8 @@ def bytes_on_a_chip(tree: Any) -> int:
 class Job(NamedTuple):
     """All that is lowered: shapes and shardings of the state, the teacher and a batch.
 
-    parts: bytes of a chip by what they are for; whole: of all of them on one chip alone, the batch left out.
+    parts: bytes of a chip by what they are for, batch: of all batches that the training loop holds at once, more than
+        the one lowered; whole: of all of them on one chip alone, the batches left out.
     microbatch: examples of a chip that are computed at once.
     """
 
@@ -140,6 +141,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     from jax.sharding import AxisType, Mesh
 
     from ibmd_jax.build import build_model
+    from ibmd_jax.build.data import AHEAD
     from ibmd_jax.core.types import Batch
     from ibmd_jax.corruptions import corruption
     from ibmd_jax.networks.generator import with_new_inputs
@@ -200,7 +202,8 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
         }
     sizes = {name: bytes_on_a_chip(part) for name, part in parts.items()}
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
-    sizes["batch"] = bytes_on_a_chip(batch)
+    # A step takes several batches, those of the next steps wait, and all have x_0 whether or not the method reads it.
+    sizes["batch"] = bytes_on_a_chip(batch._replace(x_0=x)) * method.batches * (1 + AHEAD)
     microbatch = settings.batch_size // (len(devices) * settings.accumulate)
     return Job(method, mesh, state, frozen, batch, sizes, whole, microbatch)
 
@@ -230,6 +233,7 @@ def measure(job: Job, name: str) -> Report:
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    peak += job.parts["batch"] - bytes_on_a_chip(job.batch)  # the loop's other batches
     return Report(
         name,
         update.count,
@@ -302,7 +306,7 @@ def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> tuple[Jo
     What 1 and 2 examples take tells how many might fit; that is compiled, and fewer if it does not.
     Raises: UserError if one example does not fit.
     """
-    share = config[stage].batch_size // len(devices)
+    share = max(config[stage].batch_size // len(devices), 1)  # 0 is refused by name in make_job
     sizes = [m for m in range(1, share + 1) if share % m == 0]
 
     def at(microbatch: int) -> tuple[Job, list[Report]] | None:

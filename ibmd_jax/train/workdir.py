@@ -21,7 +21,10 @@ def check_workdir(folder: Path, config: dict[str, Any]) -> None:
     Raises: UserError if it cannot be written, or belongs to another configuration (names the fields).
     """
     if "://" in str(folder) or re.match(r"\w\w+:/", str(folder)):  # Path makes gs:/x of gs://x
-        raise UserError(f"--workdir={folder}: it must be a folder; mount a bucket (gcsfuse) and name its mount point")
+        raise UserError(
+            f"--workdir={folder}: it must be a folder; mount a bucket (gcsfuse; it needs a hierarchical namespace, in "
+            "which folders can be renamed) and name its mount point"
+        )
     path, text = folder / "config.json", json.dumps(config, indent=1)
     try:
         folder.mkdir(parents=True, exist_ok=True)
