@@ -146,13 +146,13 @@ def test_two_of_a_kind_are_refused():
 
 
 def test_bridges_take_density_ratios_too():
-    """Conditional on x_T; the whole step is traced, with the head's parameters of this network."""
+    """Conditional on x_T, with z; the whole step is traced, with the head's parameters of this network."""
     config = config_files.load("inpaint").get_config("dibregman")
     config.distill.update(batch_size=4, auxiliary_updates=1)
     job = build(config)
     batch = jax.eval_shape(lambda batch: jax.tree.map(lambda x: x[:8], batch), job.test())
-    params = jax.eval_shape(lambda: job.init_params(jax.random.key(0), 0))
-    state = jax.eval_shape(lambda p: job.distill.init((p, p)), params)
+    student, params = (jax.eval_shape(lambda n=n: job.init_params(jax.random.key(0), n)) for n in (3, 0))
+    state = jax.eval_shape(lambda *start: job.distill.init(start), student, params)
     with jax.numpy_dtype_promotion("standard"):
         after, _ = jax.eval_shape(job.distill.step, state, params, batch, jax.random.key(0))
     jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) or pytest.fail(f"{x} became {y}"), state, after)
