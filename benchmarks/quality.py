@@ -173,7 +173,8 @@ def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         lines += [f"\n## {name} (seeds {', '.join(seeds)})\n", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
         kept = [best_teachers(rows) for rows in seeds.values()]
         for versions in zip(*kept, strict=True):
-            label, nfe = versions[0]["label"], versions[0]["nfe"]
+            label = " or ".join(dict.fromkeys(v["label"] for v in versions))  # the better sampler may differ by seed
+            nfe = versions[0]["nfe"]
             ratio = np.mean(
                 [v["metrics"]["fid"] / r[-1]["metrics"]["fid"] for v, r in zip(versions, kept, strict=True)]
             )

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import ml_collections
 
-ADAM = {"name": "adam", "b1": 0.0, "b2": 0.999, "clip": 0.0, "warmup": 0, "decay": False}
+ADAM = {"name": "adam", "b1": 0.0, "b2": 0.999, "clip": 0.0, "warmup": 0, "decay": False, "weight_decay": 0.0}
 ALL = {"batch_size": 32, "accumulate": 1, "start": ""}
 # What trains an auxiliary network. t_start: the time that the student is told, with noise of that time's deviation:
 # told T, a diffusion model answers with the mean of all images.
@@ -28,6 +28,7 @@ AUXILIARY = {
     "steps": 1000,
     "student_steps": 1,
     "student_optimizer": {**ADAM, "learning_rate": 2e-4, "decay": True},
+    "auxiliary_start": "",
     "auxiliary_updates": 4,
     "auxiliary_optimizer": {**ADAM, "learning_rate": 1e-3},
     "student_weight": "one",

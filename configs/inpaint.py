@@ -68,6 +68,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                     "clip": 1.0,
                     "warmup": 100,
                     "decay": True,
+                    "weight_decay": 0.0,  # for adamw
                 },
                 "weight": "one",
                 "ema_decay": 0.999,
@@ -79,12 +80,13 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "steps": 400,
                 "batch_size": 32,
                 "accumulate": 1,
-                "start": "",  # folder of the first parameters of student and auxiliary; "": the teacher's, or "random"
+                "start": "",  # of the student: a folder of parameters, or "random"; "": the teacher's
                 "student_steps": 4,  # the most; it may take 1 or 2 as well
                 "multistep": "marginal",
                 "rollout": "student",  # whose parameters make the states of several steps; or "ema"
                 "same_z": False,  # one z for all steps of a roll-out
                 "blind": False,  # the student is not told the task
+                "auxiliary_start": "",  # of the auxiliary network: the same, or "teacher"; "": as the student
                 "auxiliary_updates": 4,
                 "pretraining": 0,  # first steps that train the auxiliary network alone
                 "student_optimizer": {
@@ -95,6 +97,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                     "clip": 0.0,
                     "warmup": 0,
                     "decay": True,
+                    "weight_decay": 0.0,
                 },
                 "auxiliary_optimizer": {
                     "name": "adam",
@@ -104,6 +107,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                     "clip": 0.0,
                     "warmup": 0,
                     "decay": False,
+                    "weight_decay": 0.0,
                 },
                 "student_weight": "ten_to_2",
                 "auxiliary_weight": "one",

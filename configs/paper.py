@@ -28,7 +28,16 @@ from pathlib import Path
 
 import ml_collections
 
-ADAMW = {"name": "adamw", "learning_rate": 5e-5, "b1": 0.9, "b2": 0.999, "clip": 0.0, "warmup": 0, "decay": False}
+ADAMW = {
+    "name": "adamw",
+    "learning_rate": 5e-5,
+    "b1": 0.9,
+    "b2": 0.999,
+    "clip": 0.0,
+    "warmup": 0,
+    "decay": False,
+    "weight_decay": 0.0,
+}
 RADAM = {**ADAMW, "name": "radam", "learning_rate": 1e-5}
 
 IMAGENET = {"source": "folder:imagenet", "flip": True, "size": 256, "fit": "resize-crop", "filter": "bilinear"}

@@ -11,6 +11,7 @@ from PIL import Image
 from ibmd_jax.build import build
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.preview import preview
+from ibmd_jax.train.checkpoint import Checkpoints
 from ibmd_jax.train.job import load_student, load_teacher, run
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -120,10 +121,11 @@ def test_the_mean_of_teachers_of_one_task(teachers, tmp_path):
 
 
 @pytest.mark.usefixtures("lenient")
-def test_distillation_may_start_from_the_parameters_without_averaging(teachers, tmp_path):
+def test_student_and_auxiliary_start_where_they_are_told(teachers, tmp_path):
+    """At rate 0: the student from the parameters without averaging, the auxiliary network from the average."""
     config = tiny("jpeg-5")
     config.teacher.checkpoint = str(teachers[1])
-    config.distill.update(start=str(teachers[1].parent / "raw"), steps=1)
+    config.distill.update(start=str(teachers[1].parent / "raw"), auxiliary_start="teacher", steps=1)
     config.distill.student_optimizer.learning_rate = 0.0
     config.distill.auxiliary_optimizer.learning_rate = 0.0
     job = build(config)
@@ -133,6 +135,22 @@ def test_distillation_may_start_from_the_parameters_without_averaging(teachers, 
     assert set(meta["identity"]) == {"teacher", "start"}
     assert (student["conv_out"]["kernel"] != teacher["conv_out"]["kernel"]).any()
     assert not student["noise_in"]["kernel"].any()
+    abstract = jax.eval_shape(lambda: job.distill.init((student, teacher)))
+    on_device = jax.tree.map(lambda x: x.sharding, teacher["conv_out"]["kernel"])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device), abstract)
+    _, state, _ = Checkpoints(tmp_path / "distill" / "checkpoints", 1).restore(abstract)
+    jax.tree.map(np.testing.assert_array_equal, state.auxiliary, teacher)
+
+
+@pytest.mark.usefixtures("lenient")
+def test_teachers_that_see_other_inputs_are_refused(teachers, tmp_path):
+    config = tiny(TASKS[0])
+    config.network.conditional = True
+    run(build(config), tmp_path, "teacher")
+    config = tiny({"name": "mixture", "corruptions": TASKS})
+    config.teacher.update(checkpoint=f"{teachers[0]},{tmp_path}/teacher/export", combine="by_label")
+    with pytest.raises(UserError, match=r"one network sees x_T \(network.conditional\), the other does not"):
+        build(config)
 
 
 def test_what_does_not_fit_is_named(teachers):
@@ -150,5 +168,8 @@ def test_what_does_not_fit_is_named(teachers):
     refused(r"config.teacher.weights = \[1.0\]: 2 teachers need", combine="mean", teacher__weights=(1.0,))
     refused("config.teacher.weights are for combine = mean", teacher__weights=(1.0, 2.0))
     refused("config.distill.blind needs a network with classes", combine="mean", distill__blind=True)
+    refused("pretraining = 2 leaves none of 2 steps", combine="by_label", distill__pretraining=2)
+    three = {"name": "mixture", "corruptions": (*TASKS, "grey")}
+    refused("gives 3 labels, and a blind student takes one more", distill__blind=True, data__corruption=three)
     refused("gives 3 labels", data__corruption={"name": "mixture", "corruptions": (*TASKS, "grey")})
-    refused(r"real_data = \(0.9, 1.5\)|real_data", distill__real_data=(1.0, 0.5))
+    refused("alpha is between 0 and 1, or both are 1", distill__real_data=(1.0, 0.5))

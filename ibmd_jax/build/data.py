@@ -47,8 +47,13 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
         check_divisible(f"config.{field}", c[section][name], mesh, c[section].get("accumulate", 1))
     corrupts = _corruption(data["corruption"], image_shape)
     tasks = label_count(data["corruption"]) if corrupts else 0
-    if 0 < conditioning.classes < tasks:
-        raise UserError(f"config.network.classes = {conditioning.classes}: config.data.corruption gives {tasks} labels")
+    blind = bool(c["distill"].get("blind", False))  # a label of the network that no example has
+    labels = conditioning.classes - blind
+    if conditioning.classes > 0 and labels < tasks:
+        raise UserError(
+            f"config.network.classes = {conditioning.classes}: config.data.corruption gives {tasks} labels"
+            + ", and a blind student takes one more" * blind
+        )
     given = conditioning._replace(classes=0) if tasks else conditioning  # what the source has to bring
     options = Options(**{name: data[name] for name in Options._fields})
     train, test = (open_source(data["source"], split, options) for split in ("train", "test"))
@@ -59,7 +64,7 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
         return make_corrupt(corrupts, c["seed"], stage, conditioning)
 
     def check(example: Example) -> None:
-        check_labels(example, given.classes)
+        check_labels(example, labels if given.classes else 0)
 
     def inputs(folder: str, blind: bool) -> tuple[list[str], Iterator[Batch]]:
         if conditioning != Conditioning() and not blind:

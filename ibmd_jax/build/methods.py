@@ -129,7 +129,7 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
     """What ibmd and dibregman have in common: their arguments by place and by name."""
     d = c["distill"]
     # Pre-training leaves the student and its schedule where they are.
-    student = _optimizer(c, "distill", "student_optimizer", max(d["steps"] - d.get("pretraining", 0), 1))
+    student = _optimizer(c, "distill", "student_optimizer", d["steps"] - d.get("pretraining", 0))
     auxiliary = _optimizer(c, "distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"])
     names = ("auxiliary_updates", "normalise", "noise_channels", "ema_decay", "t_min", "accumulate")
     return (parts.denoise, parts.bridge, student, auxiliary), {
@@ -158,6 +158,8 @@ def _from_noise(c: dict[str, Any], parts: Parts) -> dict[str, Any]:
 
 def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
     d = c["distill"]
+    if d["pretraining"] >= d["steps"]:
+        raise UserError(f"config.distill.pretraining = {d['pretraining']} leaves none of {d['steps']} steps: lower it")
     classes = parts.conditioning.classes
     if d["blind"] and classes < 2:
         raise UserError(
@@ -173,8 +175,8 @@ def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
         "student_label": classes - 1 if d["blind"] else None,
     }
     most = d["student_steps"]
-    steps = tuple(n for n in sorted({1, 2, 4, most}) if most % n == 0)  # whose grids are of times trained at
-    return make("distill", functools.partial(methods.ibmd, *first), settings), steps
+    made = make("distill", functools.partial(methods.ibmd, *first), settings)
+    return made, tuple(n for n in sorted({1, 2, 4, most}) if n <= most)
 
 
 def _student_times(d: dict[str, Any], T: float) -> Array:
@@ -308,6 +310,7 @@ COMMON = (
     "ema_decay",
 )
 AUXILIARY = (
+    "auxiliary_start",
     "auxiliary_updates",
     "auxiliary_optimizer",
     "auxiliary_weight",

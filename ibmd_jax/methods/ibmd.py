@@ -36,6 +36,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ibmd_jax.bridges import Bridge
@@ -66,9 +67,10 @@ T_BINS = 4  # equal parts of [0, T] that losses are also reported for
 class Info(NamedTuple):
     """What one step reports: scalars, and [T_BINS] where named so (NaN for a part of [0, T] without an example).
 
-    loss = teacher_term - auxiliary_term; auxiliary_loss is the mean over the L updates. The identities are
-    E[x_0_hat (x_0_hat - x_0)] of the teacher and of the auxiliary network: 0 for the posterior mean of the student's
-    own x_0, so the second is near 0 while the auxiliary keeps up, the first when the student has converged.
+    loss = teacher_term - auxiliary_term, unless `normalise` or real_data scale it; auxiliary_loss is the mean over the
+    L updates. The identities are E[x_0_hat (x_0_hat - x_0)] of the teacher and of the auxiliary network: 0 for the
+    posterior mean of the student's own x_0, so the second is near 0 while the auxiliary keeps up, the first when the
+    student has converged (not so with real_data: the networks then learn of clean images, too).
     """
 
     loss: Array
@@ -229,7 +231,8 @@ def ibmd(
         student_label: a label that the student is given in the place of batch.cond, which teacher and auxiliary see: a
             student blind to the task.
         accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
-    Raises: ValueError for another multistep or rollout, and for alpha and beta that (6) does not allow.
+    Raises: ValueError for another multistep or rollout, for "posterior" from noise, and for alpha and beta that (6)
+        does not allow; `sample` for more than N steps.
     """
     for name, value, known in (
         ("multistep", multistep, ("marginal", "posterior")),
@@ -240,6 +243,8 @@ def ibmd(
     alpha, beta = real_data
     if not (0 < alpha < 1 or alpha == beta == 1):
         raise ValueError(f"real_data = {alpha, beta}: alpha is between 0 and 1, or both are 1")
+    if from_noise and steps > 1 and multistep == "posterior":
+        raise ValueError("multistep = 'posterior' takes x_T for a part of x_t, which noise is not: take 'marginal'")
     times, student_denoise = uniform_grid(steps, bridge.T)[:-1], student_denoise or denoise
 
     def init(start: tuple[Params, Params]) -> State:
@@ -259,14 +264,19 @@ def ibmd(
             return batch
         return batch._replace(cond=jnp.full(batch.x_T.shape[:1], student_label, jnp.int32))
 
-    def restore(theta: Params, batch: Batch, key: Key, steps: int) -> Array:
+    def restore(theta: Params, batch: Batch, key: Key, n: int) -> Array:
+        """In n of the steps that the student was trained for, the first among them."""
+        if not 1 <= n <= steps:
+            raise ValueError(f"this student has up to {steps} steps, not {n}")
+
         def bound(x_t: Array, t: Array, x_T: Array, cond=None, z: Array | None = None) -> Array:
             return student_denoise(theta, x_t, t, x_T, cond, z)
 
         settings = {"noise_channels": noise_channels, "mask": batch.mask, "cond": for_student(batch).cond}
-        if steps == 1:
+        if n == 1:
             return one_step(bound, bridge, key, batch.x_T, **settings)
-        return few_step(bound, bridge, key, batch.x_T, uniform_grid(steps, bridge.T), same_z=same_z, **settings)
+        grid = jnp.append(times[np.arange(n) * steps // n], jnp.float32(0))
+        return few_step(bound, bridge, key, batch.x_T, grid, same_z=same_z, **settings)
 
     def end(batch: Batch, key: Key) -> Array:
         """Where the bridges to x_0 end."""

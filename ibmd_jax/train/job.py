@@ -88,9 +88,9 @@ def run(job: Job, folder: Path, mode: str) -> None:
         )
     if job.input and (sample not in stages or job.generates):
         raise UserError(f"--input={job.input} is for --mode=sample, and for students that restore")
-    start = job.config["distill"]["start"]
-    if distill in stages and start not in ("", "random"):
-        check_params(start, _abstract(job))
+    if distill in stages:
+        for given in _folders(_starts(job)):
+            check_params(given, _abstract(job))
     check_workdir(folder, job.config)
     seconds: dict[str, float] = {}
     for stage in stages:
@@ -181,6 +181,16 @@ def _between(job: Job, batch: Batch, columns: dict[str, Array]) -> dict[str, Arr
     return {"input": batch.x_T, **columns, **({} if batch.x_0 is None else {"truth": batch.x_0})}
 
 
+def _starts(job: Job) -> dict[str, str]:
+    """Where config.distill.start, and .auxiliary_start if it is set, begin: "teacher", "random" or a folder."""
+    c = job.config["distill"]
+    return {name: c[name] or "teacher" for name in ("start", "auxiliary_start") if name == "start" or c.get(name)}
+
+
+def _folders(starts: dict[str, str]) -> set[str]:
+    return set(starts.values()) - {"teacher", "random"}
+
+
 def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     """Bridge matching, unless the teacher is given or already there."""
     if teacher_folders(job.config):
@@ -228,10 +238,9 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     c = job.config["distill"]
     teacher, meta = load_teacher(job, folder)
     identity = {"teacher": _hash(meta)}
-    given = teacher[0] if job.init_teachers else None
-    if c["start"] not in ("", "random"):
-        given, start_meta = load_params(c["start"], _abstract(job))
-        identity["start"] = _hash(start_meta)
+    starts = _starts(job)
+    loaded = {folder: load_params(folder, _abstract(job)) for folder in _folders(starts)}
+    identity |= {name: _hash(loaded[where][1]) for name, where in starts.items() if where in loaded}
     found = _finished(job, folder / "distill", c["steps"], _noise_channels(job))
     if found and found[1]["identity"] == identity:
         log.info("distill: already done")
@@ -248,11 +257,17 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         another = other_inputs(few, 1, job.generates)
         return {"diversity": diversity([restored, sample(params, stream(key, "another"), another)])}
 
-    def start(frozen: Params, given: Params | None) -> Any:
-        first = frozen if given is None else given
-        fresh = (job.init_params(_key(job, "student"), n) for n in (_noise_channels(job), 0))
-        keep = c["start"] == "random"
-        return job.distill.init(tuple(params if keep else with_new_inputs(first, params) for params in fresh))
+    def start(frozen: Params, given: dict[str, Params]) -> Any:
+        known = {"teacher": frozen[0] if job.init_teachers else frozen, **given}
+
+        def first(where: str, channels: int) -> Params:
+            params = job.init_params(_key(job, "student"), channels)
+            return params if where == "random" else with_new_inputs(known[where], params)
+
+        student = starts["start"]
+        return job.distill.init(
+            (first(student, _noise_channels(job)), first(starts.get("auxiliary_start", student), 0))
+        )
 
     fit(
         "distill",
@@ -267,7 +282,7 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         identity=identity,
         schedule=job.schedule,
         model=_model_sections(job),
-        given=given,
+        given={where: params for where, (params, _) in loaded.items()},
         picture=picture,
     )
     save_curves(folder / "distill" / "events", folder / "distill" / "curves.png")

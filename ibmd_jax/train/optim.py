@@ -14,7 +14,16 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def make_optimizer(
-    name: str, learning_rate: float, steps: int, *, b1: float, b2: float, clip: float, warmup: int, decay: bool
+    name: str,
+    learning_rate: float,
+    steps: int,
+    *,
+    b1: float,
+    b2: float,
+    clip: float,
+    warmup: int,
+    decay: bool,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """An optimiser of OPTIMIZERS after clipping by the global norm.
 
@@ -23,10 +32,15 @@ def make_optimizer(
         clip: largest gradient norm; 0 does not clip.
         warmup: updates of linear warm-up from 0.
         decay: whether the rate then falls to 0 along a cosine; otherwise it stays.
+        weight_decay: AdamW's; optax has another default.
+    Raises: ValueError for weight_decay with another optimiser.
     """
+    if weight_decay and name != "adamw":
+        raise ValueError(f"weight_decay = {weight_decay} is for adamw, not {name}")
+    own = {"weight_decay": weight_decay} if name == "adamw" else {}
     rate = optax.linear_schedule(0.0, learning_rate, warmup)
     if decay:
         rest = optax.cosine_decay_schedule(learning_rate, max(steps - warmup, 1))
         rate = optax.join_schedules([rate, rest], [warmup])
-    base = lookup(OPTIMIZERS, name, "optimizer")(rate if warmup or decay else learning_rate, b1=b1, b2=b2)
+    base = lookup(OPTIMIZERS, name, "optimizer")(rate if warmup or decay else learning_rate, b1=b1, b2=b2, **own)
     return optax.chain(optax.clip_by_global_norm(clip), base) if clip else base

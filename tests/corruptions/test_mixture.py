@@ -22,6 +22,15 @@ def test_the_label_is_the_number_of_the_corruption():
     np.testing.assert_allclose(x_T, expected[label], atol=1e-5)
 
 
+def test_beside_a_hole_the_others_have_a_mask_of_all():
+    x_T, mask, label = draw(60, corruptions=["inpaint-center", "grey"])
+    hole, whole = (np.asarray(mask)[np.asarray(label) == n] for n in (0, 1))
+    assert set(hole.mean((1, 2, 3))) == {0.25}
+    assert whole.all()
+    known = np.broadcast_to(X_0, x_T.shape)[np.asarray(label) == 0]
+    np.testing.assert_array_equal(np.where(hole, 0, x_T[np.asarray(label) == 0]), np.where(hole, 0, known))
+
+
 def test_the_tasks_of_i2sb_are_drawn_equally_often():
     x_T, _, label = draw(1800)
     counts = np.bincount(label, minlength=9)

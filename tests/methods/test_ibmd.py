@@ -405,6 +405,42 @@ def test_every_one_of_four_steps_ends_in_the_exact_marginal():
         np.testing.assert_allclose(m.sample(theta, jax.random.key(2), Batch(x_T), steps=n).var(), V, rtol=0.06)
 
 
+def test_fewer_steps_are_some_of_those_trained_at():
+    """Of 1, 2/3, 1/3: for two evaluations 1 and 2/3, and not 1/2."""
+    seen = []
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        jax.debug.callback(lambda t: seen.append(float(np.max(t))), t)
+        return params * x_t
+
+    m = ibmd(denoise, BRIDGE, None, None, steps=3)
+    for n, times in ((1, [1]), (2, [1, 2 / 3]), (3, [1, 2 / 3, 1 / 3])):
+        seen.clear()
+        m.sample(jnp.float32(1), jax.random.key(0), Batch(jnp.ones((2, 1))), steps=n).block_until_ready()
+        jax.effects_barrier()
+        np.testing.assert_allclose(sorted(seen, reverse=True), times, atol=1e-6)
+    with pytest.raises(ValueError, match="has up to 3 steps, not 4"):
+        m.sample(jnp.float32(1), jax.random.key(0), Batch(jnp.ones((2, 1))), steps=4)
+
+
+def test_with_alpha_and_beta_near_1_clean_images_take_no_part():
+    coupling, after = gaussian.ONE_D, []
+    denoise = gaussian.make_denoise(BRIDGE, coupling.S)
+    for real_data in ((1.0, 1.0), (0.9999, 0.9999), (0.9, 0.92)):
+        settings = {"noise_channels": 1, "auxiliary_updates": 1, "real_data": real_data}
+        m = ibmd(denoise, BRIDGE, optax.sgd(1.0), optax.sgd(1.0), **settings)
+        batch = draw_pairs(coupling, jax.random.key(0), 64 * m.batches)
+        state, _ = jax.jit(m.step)(initial_state(m, coupling), coupling.params, batch, jax.random.key(1))
+        after.append(jnp.concatenate([x.ravel() for x in jax.tree.leaves((state.student, state.auxiliary))]))
+    assert jnp.abs(after[2] - after[0]).max() > 0.01
+    np.testing.assert_allclose(after[1], after[0], atol=1e-3)
+
+
+def test_a_posterior_from_noise_is_refused():
+    with pytest.raises(ValueError, match="takes x_T for a part of x_t"):
+        ibmd(None, Flow(), None, None, steps=2, multistep="posterior", from_noise=True)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"multistep": "both"}, {"rollout": "teacher"}, {"real_data": (0.0, 0.0)}, {"real_data": (1.0, 0.9)}]
 )

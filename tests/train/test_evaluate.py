@@ -128,6 +128,17 @@ def test_warm_up_then_cosine():
     np.testing.assert_allclose(sizes[12], 0, atol=1e-6)
 
 
+@pytest.mark.usefixtures("lenient")
+def test_weights_decay_where_that_is_asked_for():
+    for decay in (0.0, 0.5):
+        optimizer = make_optimizer(**settings(name="adamw", weight_decay=decay))
+        w = jnp.float32(2.0)
+        update, _ = optimizer.update(jnp.float32(0), optimizer.init(w), w)
+        np.testing.assert_allclose(update, -0.1 * decay * w, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"weight_decay = 0.5 is for adamw, not adam"):
+        make_optimizer(**settings(weight_decay=0.5))
+
+
 def test_unknown_optimiser():
     with pytest.raises(UserError, match=r"unknown optimizer 'adm'.*Did you mean 'adam'"):
         make_optimizer(**settings(name="adm"))
