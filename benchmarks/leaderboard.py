@@ -3,9 +3,9 @@
     python -m ibmd_jax.data.prepare fashion_mnist --from FOLDER
     python -m benchmarks.leaderboard --runs runs/leaderboard --seeds 0 1 2
 
-The teacher, and another one of fewer steps as a control, are trained once (20 and 6 minutes on 2 CPU cores); a seed of
-all methods takes an hour. All is under --runs, where a stopped run goes on; what is finished is not done again. After
-each row benchmarks/results/leaderboard.{json,md,png} are written from all in --runs.
+The teacher, and another one of fewer steps as a control, are trained once (20 and 6 minutes on 2 CPU cores); a row
+takes 6 to 13 minutes, so a seed of all some three hours. All is under --runs, where a stopped run goes on; what is
+finished is not done again. After each row benchmarks/results/leaderboard.{json,md,png} are written from all in --runs.
 """
 
 import argparse
@@ -170,14 +170,17 @@ class Judge:
         return {**found._asdict(), "classes": share.tolist(), "cosine": same, "examples": self.examples, "seed": seed}
 
 
-def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The JSON of a file, made and written if it is not there."""
+def kept(path: Path, examples: int, make: Callable[[], dict[str, Any]]) -> None:
+    """Makes a row and writes it, unless it is there: then it must be of as many examples and of the same budget."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        found = make()
+        found = make() | {"budget": BUDGET}
         path.write_text(json.dumps(found, indent=1))
         print({k: v for k, v in found.items() if k != "classes"}, flush=True)
-    return json.loads(path.read_text())
+    row = json.loads(path.read_text())
+    made, wanted = (row["examples"], row["budget"]), (examples, BUDGET)
+    if made != wanted:
+        raise SystemExit(f"{path} has (examples, budget) = {made}, not {wanted}: take other --runs")
 
 
 HEADS = ("model", "NFE", "FID", "over the teacher's at {}", "KID", "diversity", "classes", "cosine", "passes")
@@ -192,7 +195,8 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
         f"a backward pass counting two. {reference['examples']:,} generated images against as many of the test set, by",
         "the features of a small classifier (`fashion`): they compare with no other table. Sampling at 16 NFE and by",
         "the teacher is deterministic (DDIM). Diversity: deviation over the noise. Classes: the share of the class",
-        "that deviates most, over its share in the test set, both by a linear classifier of the features. Cosine: of",
+        "that deviates most in any seed, over its share in the test set, both by a linear classifier of the features.",
+        "The reverse KL divergence pays for a classifier that its gradient does not use: that is its steps. Cosine: of",
         "features, with the teacher's image at 16 NFE from the same noise; control: another teacher, trained for only",
         f"{CONTROL} steps. With several seeds mean ± standard deviation. By `python -m benchmarks.leaderboard`.\n",
         f"| {' | '.join(HEADS).format(reference['nfe'])} |",
@@ -211,7 +215,7 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
 
     for (label, nfe), group in groups.items():
         metrics = [r["metrics"] for r in group]
-        worst = [max(r["classes"], key=lambda v: abs(v - 1)) for r in group]
+        worst = [max((v for r in group for v in r["classes"]), key=lambda v: abs(v - 1))]
         cells = [
             label,
             str(nfe),
@@ -226,7 +230,61 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
             str(len(group)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += ["\n## What was claimed, and what this table says\n", *(f"- {claim}" for claim in claims(groups))]
     return "\n".join(lines) + "\n"
+
+
+def claims(groups: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]:
+    """A line for each claim whose rows are there, by the means over seeds."""
+
+    def mean(label: str, nfe: int, *path: str) -> float:
+        values = groups[label, nfe]
+        for name in path:
+            values = [v[name] for v in values]
+        return float(np.mean(values))
+
+    def verdict(holds: bool) -> str:
+        return "it does" if holds else "**it does not**"
+
+    finest, found = max(nfe for label, nfe in groups if label == "teacher"), []
+    teacher = mean("teacher", finest, "metrics", "fid")
+    sfddm, folds = ("SFDDM, features", STEPS), ("progressive, 6 folds", FOLDS[-1])
+    if sfddm in groups:
+        ratio = mean(*sfddm, "metrics", "fid") / teacher
+        found.append(
+            f"SFDDM at {STEPS} has at most 1.3 times the teacher's FID at {finest}: {ratio:.2f}, "
+            f"{verdict(ratio <= 1.3)}."
+        )
+    if sfddm in groups and folds in groups:
+        both = {m: [mean(*row, "metrics", m) for row in (sfddm, folds)] for m in ("fid", "kid")}
+        found.append(
+            "SFDDM is better than progressive distillation: "
+            + ", ".join(f"{m.upper()} {a:.2f} against {b:.2f}, {verdict(a < b)}" for m, (a, b) in both.items())
+            + "."
+        )
+    names = {
+        label: mean(label, 1, "metrics", "fid") for label in ENTRIES if label.startswith("Di-") and (label, 1) in groups
+    }
+    reverse = names.pop("Di-Bregman, reverse kl", None)
+    if names and reverse:
+        best = min(names, key=names.get)
+        found.append(
+            f"The best h is better than the reverse KL divergence: {best} {names[best]:.2f} against {reverse:.2f}, "
+            f"{verdict(names[best] < reverse)}; at most 1.5 times the teacher: {names[best] / teacher:.2f}, "
+            f"{verdict(names[best] <= 1.5 * teacher)}."
+        )
+    off = {row: max(abs(v - 1) for r in group for v in r["classes"]) for row, group in groups.items()}
+    inside = [f"{label} at {nfe}" for (label, nfe), worst in off.items() if worst <= 0.2]
+    share = "only " + ", ".join(inside) if inside else "**no row**, the teacher included"
+    found.append(f"Every class has its share within 20 %: {share}.")
+    if ("control", STEPS) in groups:
+        control = mean("control", STEPS, "cosine")
+        near = [label for label, nfe in groups if label in ENTRIES and mean(label, nfe, "cosine") > control]
+        found.append(
+            "A student's images are nearer to its teacher's, from the same noise, than another teacher's (cosine "
+            f"{control:.3f}): {', '.join(near) or 'none'}."
+        )
+    return found
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
@@ -275,7 +333,7 @@ def main() -> None:
     def teacher_row(label: str, nfe: int, params: Any) -> None:
         sample = functools.partial(base.teacher.sample, steps=nfe)
         kept(
-            args.runs / "rows" / f"{label}-{nfe}.json", lambda: {**judge.row(label, nfe, sample, params, 0), "seed": 0}
+            args.runs / "rows" / f"{label}-{nfe}.json", args.examples, lambda: judge.row(label, nfe, sample, params, 0)
         )
         write(args.runs)
 
@@ -291,7 +349,8 @@ def main() -> None:
                 shown[f"{label} {steps}"] = judge.images[:8]
                 return {**row, "minutes": seconds / 60}
 
-            kept(args.runs / "rows" / f"{label.replace(', ', '-').replace(' ', '_')}-{seed}.json", make)
+            file = f"{label.replace(', ', '-').replace(' ', '_')}-{seed}.json"
+            kept(args.runs / "rows" / file, args.examples, make)
             write(args.runs)
     control = config_of("sfddm", 1)
     control.teacher.steps = CONTROL
