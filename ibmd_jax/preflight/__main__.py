@@ -295,9 +295,14 @@ def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
 
 
 def preflight(config: Any, stage: str, devices: list[Any], chip: Chip | None) -> tuple[Job, list[Report]]:
-    """All updates of a stage, compiled. Raises: UserError, DoesNotFit."""
-    job = make_job(config, stage, devices)
-    return job, [measure(job, name) for name in job.method.updates]
+    """All updates of a stage, compiled, with a line for each once it is there. Raises: UserError, DoesNotFit."""
+    job, reports = make_job(config, stage, devices), []
+    for name in job.method.updates:
+        r = measure(job, name)
+        estimate = f", estimated {sum(r.cycles.values()) / chip.clock:.2f} s" if chip else ""
+        print(f"{name} update: {r.peak / GIB:.2f} GiB{estimate}, compiled in {r.compile_seconds:.0f} s", flush=True)
+        reports.append(r)
+    return job, reports
 
 
 def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> tuple[Job, list[Report]]:
