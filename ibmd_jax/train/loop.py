@@ -220,7 +220,7 @@ def fit(
         shown = {"desc": stage, "unit": "step", "mininterval": 1, "disable": not is_first()}
         with _signals() as received, tqdm(total=steps, initial=first, **shown) as bar:
             for step in range(first, steps):
-                if preempted(step):
+                if preempted():
                     received.append(signal.SIGTERM)
                 if picture and step % schedule.picture_every == 0:
                     draw(export(state), step)
