@@ -36,7 +36,7 @@ from ibmd_jax.train.checkpoint import check_params, load_params
 from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
-from ibmd_jax.train.pictures import save_curves, save_grid
+from ibmd_jax.train.pictures import expendable, save_curves, save_grid
 from ibmd_jax.train.processes import is_first, say, to_host
 from ibmd_jax.train.sharding import abstract_state
 from ibmd_jax.train.workdir import check_workdir
@@ -194,7 +194,9 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 
     def picture(params: Params, label: str) -> dict[str, float]:
         columns = {"1 step": one(params, key, few), f"{TEACHER_STEPS_IN_PICTURES} steps": many(params, key, few)}
-        save_grid(folder / "pictures" / f"{label}.png", _between(job, few, columns))
+        path = folder / "pictures" / f"{label}.png"
+        with expendable(path):
+            save_grid(path, _between(job, few, columns))
         return {}
 
     given = job.config["teacher"]["start"]
@@ -220,7 +222,9 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         picture=picture,
         also_export={"raw": lambda state: state.params},
     )
-    save_curves(folder / "teacher" / "events", folder / "teacher" / "curves.png")
+    curves = folder / "teacher" / "curves.png"
+    with expendable(curves):
+        save_curves(folder / "teacher" / "events", curves)
 
 
 def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
@@ -244,7 +248,9 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     def picture(params: Params, label: str) -> dict[str, float]:
         restored = sample(params, key, few)
         columns = _between(job, few, {f"student, {steps}": restored, **known})
-        save_grid(folder / "pictures" / f"{label}.png", columns)
+        path = folder / "pictures" / f"{label}.png"
+        with expendable(path):
+            save_grid(path, columns)
         another = other_inputs(few, 1, job.generates)
         return {"diversity": diversity([restored, sample(params, stream(key, "another"), another)])}
 
@@ -270,7 +276,9 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         given=given,
         picture=picture,
     )
-    save_curves(folder / "distill" / "events", folder / "distill" / "curves.png")
+    curves = folder / "distill" / "curves.png"
+    with expendable(curves):
+        save_curves(folder / "distill" / "events", curves)
 
 
 def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:

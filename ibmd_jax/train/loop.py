@@ -150,7 +150,7 @@ def fit(
         identity: saved with every checkpoint, and required to be equal on resume (the teacher's fingerprint).
         model: the sections of the configuration that the exported parameters belong to, saved with them.
         picture: called as picture(exported parameters, label) every schedule.picture_every steps; what it returns is
-            logged.
+            logged. All processes call it, so all must return from it, or fail: see pictures.expendable.
         also_export: other parameters of the last state to write beside export/, by the name of their folder.
     Raises:
         Stopped on a signal; NotFinite; UserError for checkpoints of another network or identity.
@@ -209,11 +209,7 @@ def fit(
         checkpoints.save(step, state, {"identity": identity, "stage": stage})
 
     def draw(params: Params, step: int) -> None:
-        """A picture that cannot be written costs no training."""
-        try:
-            writer.write_scalars(step, picture(params, f"{stage}_{step:06d}"))
-        except OSError as error:
-            log.error("no picture of step %d (%s): free some space, or make %s writable", step, error, folder.parent)
+        writer.write_scalars(step, picture(params, f"{stage}_{step:06d}"))
 
     trace = Trace(folder / "profile", schedule.profile)
     try:

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
+from tensorflow.errors import ResourceExhaustedError
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import Method
 from ibmd_jax.train.checkpoint import load_params
 from ibmd_jax.train.loop import NotFinite, Schedule, Stopped, fit, mean_info
-from ibmd_jax.train.pictures import save_curves
+from ibmd_jax.train.pictures import expendable, save_curves, save_grid
 from ibmd_jax.train.sharding import batch_sharding, make_mesh
 
 SCHEDULE = Schedule(log_every=2, save_every=4, picture_every=4, keep=3)
@@ -212,12 +213,30 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, caplog):
         run(tmp_path / "stop", steps=20, method=large(), size=100_000, data=filling(disk, 9, 99, kill_at=10))
 
 
-def test_a_picture_that_cannot_be_written_costs_no_training(tmp_path, uninterrupted, caplog):
-    def picture(params, label):
+def test_a_picture_that_cannot_be_written_costs_no_training(tmp_path, uninterrupted, caplog, monkeypatch):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    def picture(params, label):
+        with expendable(tmp_path / label):
+            save_grid(tmp_path / label, {"w": jnp.zeros((1, 8, 8, 3))})
+        return {"after": 1.0}  # other processes are at this, too
+
+    monkeypatch.setattr(Image.Image, "save", full)
     np.testing.assert_array_equal(run(tmp_path, picture=picture)["w"], uninterrupted)
-    assert "no picture of step 4 ([Errno 28] No space left on device): free some space" in caplog.text
+    assert "toy_000004 ([Errno 28] No space left on device): free some space" in caplog.text
+    logged = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0}).Reload()
+    assert [e.step for e in logged.Tensors("after")] == [0, 4, 8, 10]
+
+
+def test_curves_that_cannot_be_written_cost_no_training(tmp_path, uninterrupted, caplog, monkeypatch):
+    def full(*args, **kwargs):
+        raise ResourceExhaustedError(None, None, "No space left on device")
+
+    for name in ("write_scalars", "flush", "close"):
+        monkeypatch.setattr(f"clu.metric_writers.SummaryWriter.{name}", full)
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+    assert caplog.text.count("end here (No space left on device); the run goes on") == 1
 
 
 def test_a_profile_of_some_steps_changes_nothing(tmp_path, uninterrupted):
