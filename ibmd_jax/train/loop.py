@@ -1,7 +1,7 @@
 """The training loop. Its order is fixed: picture of the old state, save it, next batch, step, log the previous step.
 
 A run is a function of (config, step): keys are derived from the step, batches are numbered, so a stopped run that is
-started again ends with the same bits. SIGTERM and Ctrl-C finish the step at hand, save, and stop.
+started again ends with the same bits. SIGTERM and Ctrl-C finish the steps at hand, two at most, save, and stop.
 """
 
 import functools
@@ -188,7 +188,7 @@ def fit(
         return NotFinite(f"{stage}: {what}; {kept}. Lower the learning rate or set optimizer.clip, in a new --workdir.")
 
     def flush(bar: tqdm) -> None:
-        """Reads the pending infos; the only place where the loop waits for the device."""
+        """Reads the pending infos, for which it waits."""
         if not pending:
             return
         numbers, infos = [n for n, _ in pending], jax.device_get([i for _, i in pending])
@@ -216,6 +216,8 @@ def fit(
         shown = {"desc": stage, "unit": "step", "mininterval": 1, "disable": not is_first()}
         with _signals() as received, tqdm(total=steps, initial=first, **shown) as bar:
             for step in range(first, steps):
+                if len(pending) > 1:  # the device has one step more to do; a signal is not to wait for many
+                    jax.block_until_ready(pending[-2][1])
                 if preempted():
                     received.append(signal.SIGTERM)
                 if picture and step % schedule.picture_every == 0:

@@ -5,6 +5,7 @@ import itertools
 import os
 import resource
 import signal
+import time
 from typing import NamedTuple
 
 import jax
@@ -237,6 +238,28 @@ def test_curves_that_cannot_be_written_cost_no_training(tmp_path, uninterrupted,
         monkeypatch.setattr(f"clu.metric_writers.SummaryWriter.{name}", full)
     np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
     assert caplog.text.count("end here (No space left on device); the run goes on") == 1
+
+
+def test_few_steps_are_under_way_at_a_time(tmp_path):
+    done = []
+
+    def slowly(w):
+        time.sleep(0.05)
+        done.append(0)
+        return w
+
+    def step(state, frozen, batch, key):
+        w = jax.pure_callback(slowly, jax.ShapeDtypeStruct((3,), jnp.float32), state.w)
+        return State(w), Info(w.sum() + batch.x_T.sum())
+
+    def watched(first):
+        for i, batch in enumerate(batches(first), first):
+            under_way.append(i - len(done))
+            yield batch
+
+    under_way = []
+    run(tmp_path, method=toy()._replace(step=step), data=watched, schedule=Schedule(log_every=100))
+    assert max(under_way) <= 1
 
 
 def test_a_profile_of_some_steps_changes_nothing(tmp_path, uninterrupted):
