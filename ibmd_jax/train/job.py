@@ -37,7 +37,7 @@ from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
 from ibmd_jax.train.pictures import expendable, save_curves, save_grid
-from ibmd_jax.train.processes import is_first, say, to_host
+from ibmd_jax.train.processes import highest, is_first, say, to_host
 from ibmd_jax.train.sharding import abstract_state
 from ibmd_jax.train.workdir import check_workdir
 
@@ -125,7 +125,7 @@ def _hash(meta: dict[str, Any]) -> str:
 
 def _finished(job: Job, folder: Path, steps: int, noise_channels: int = 0) -> tuple[Params, dict[str, Any]] | None:
     """A stage's exported parameters and metadata, or None if the stage has to run (again)."""
-    if not (folder / "export").is_dir():
+    if highest(not (folder / "export").is_dir()):
         return None
     try:
         params, meta = load_params(folder / "export", _abstract(job, noise_channels))

@@ -81,6 +81,11 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
+def highest(here: int) -> int:
+    """The highest of the numbers of all processes, which must all call it: what one has found, all act upon."""
+    return int(here) if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(here)).max())
+
+
 # Calls of `preempted`. JAX says yes at one number only, the largest so far and one: steps would pass it by, which start
 # anywhere where a run is resumed, and again from 0 in the next stage.
 _calls = itertools.count(1)

@@ -20,7 +20,7 @@ from tensorflow.errors import ResourceExhaustedError
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import Method
-from ibmd_jax.train.checkpoint import load_params
+from ibmd_jax.train.checkpoint import BAD, GOOD, export_params, load_params
 from ibmd_jax.train.loop import NotFinite, Schedule, Stopped, fit, mean_info
 from ibmd_jax.train.pictures import expendable, save_curves, save_grid
 from ibmd_jax.train.sharding import batch_sharding, make_mesh
@@ -295,6 +295,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
     assert "falling back to step 4" in caplog.text
 
 
+def test_a_checkpoint_that_another_process_cannot_read_is_passed_over(tmp_path, uninterrupted, monkeypatch, caplog):
+    run(tmp_path, steps=8)
+    others = iter([GOOD, BAD])  # the metadata of step 8, and its arrays
+    monkeypatch.setattr("ibmd_jax.train.checkpoint.highest", lambda here: max(here, next(others, GOOD)))
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+    assert "checkpoints/8 is unreadable (in another process); falling back to step 4" in caplog.text
+
+
 def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
     run(tmp_path, steps=4)
     damage(tmp_path / "checkpoints" / "4", "emptied")
@@ -310,7 +318,7 @@ def test_a_checkpoint_that_cannot_be_read_at_the_moment_stays_where_it_is(tmp_pa
         raise OSError(116, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr("orbax.checkpoint.CheckpointManager.restore", stale)
+        patch.setattr("orbax.checkpoint.CompositeCheckpointHandler.restore", stale)
         with pytest.raises(UserError, match=r"cannot read .*checkpoints/8 now .*Stale.*start again"):
             run(tmp_path)
     assert saved(tmp_path) == [4, 8]
@@ -338,6 +346,18 @@ def test_load_params_errors(tmp_path):
     damage(tmp_path / "export", "truncated")
     with pytest.raises(UserError, match="is unreadable"):
         load_params(tmp_path / "export", {"w": ABSTRACT})
+
+
+def test_an_export_is_replaced_once_the_next_is_complete(tmp_path):
+    export_params(tmp_path / "export", {"w": jnp.zeros(3)}, {})
+    with full_disk() as disk:
+        disk(True)
+        with pytest.raises(UserError, match=r"cannot write .*export"):
+            export_params(tmp_path / "export", {"w": jnp.ones(100_000)}, {})
+    np.testing.assert_array_equal(load_params(tmp_path / "export", {"w": ABSTRACT})[0]["w"], 0)
+    export_params(tmp_path / "export", {"w": jnp.ones(3)}, {})
+    np.testing.assert_array_equal(load_params(tmp_path / "export", {"w": ABSTRACT})[0]["w"], 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
