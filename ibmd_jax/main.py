@@ -67,18 +67,18 @@ def _run() -> int:
     from ibmd_jax.train.loop import Stopped
     from ibmd_jax.train.processes import connect, is_first, partners
 
-    try:
-        connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        if not is_first():
-            logging.getLogger().setLevel(logging.WARNING)
-        config = _CONFIG.value
-        with partners():
+    connect(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if not is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+    config = _CONFIG.value
+    with partners():
+        try:
             job = build(config)
             job = job._replace(schedule=job.schedule._replace(profile=_PROFILE.value), input=_INPUT.value)
             run(job, Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
-    except Stopped as stop:
-        print(stop, file=sys.stderr)
-        return stop.code
+        except Stopped as stop:  # by all processes, in order
+            print(stop, file=sys.stderr)
+            return stop.code
     return 0
 
 

@@ -41,7 +41,9 @@ def one_device():
     Those of test_generate are on four.
     """
     with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices
         patch.setattr(jax, "device_count", lambda: 1)
+        patch.setattr(jax, "devices", lambda *backend: devices(*backend)[:1])
         yield
 
 

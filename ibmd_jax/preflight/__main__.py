@@ -137,8 +137,6 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     """The job of a configuration on a mesh of devices. A given teacher that is not here has the network configured."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
 
     from ibmd_jax.build import build_model
     from ibmd_jax.build.data import AHEAD
@@ -146,7 +144,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     from ibmd_jax.corruptions import corruption
     from ibmd_jax.networks.generator import with_new_inputs
     from ibmd_jax.train.job import teacher_folders
-    from ibmd_jax.train.sharding import abstract_state, batch_sharding, check_divisible
+    from ibmd_jax.train.sharding import abstract_state, batch_sharding, check_divisible, make_mesh
 
     config = config.copy_and_resolve_references()
     missing = [f for f in teacher_folders(config) if not Path(f).is_dir()]
@@ -154,7 +152,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
         print(f"{missing[0]} is not here: the teacher is taken to have config.network")
         config.teacher.update(checkpoint="", combine="mean", weights=())
     model, settings = build_model(config), config[stage]
-    mesh = Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+    mesh = make_mesh(devices)
     check_divisible(f"config.{stage}.batch_size", settings.batch_size, mesh, settings.accumulate)
     method = model.teacher if stage == "teacher" else model.distill
     split = config.schedule.fsdp_min_size

@@ -15,10 +15,11 @@ import orbax.checkpoint as ocp
 from ibmd_jax.core.arrays import fingerprint
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Params
-from ibmd_jax.train.processes import barrier, is_first
+from ibmd_jax.train.processes import barrier, highest, is_first
 
 log = logging.getLogger(__name__)
 Meta = dict[str, Any]
+GOOD, BAD, LATER = range(3)  # what may come of reading; of several processes, the highest counts
 
 
 class Unreadable(Exception):
@@ -45,30 +46,44 @@ def _check_shapes(found: dict[str, list[int]], wanted: dict[str, list[int]], pat
             )
 
 
-def _read(restore, path: Path, abstract: Params) -> tuple[Params, Meta]:
-    """Verified content of one checkpoint. restore(args) reads it; raises Unreadable, or UserError for other shapes."""
-    meta = _part(restore, path, "meta", ocp.args.JsonRestore())
+def _read(path: Path, abstract: Params) -> tuple[Params, Meta]:
+    """Verified content of one checkpoint. Raises Unreadable, or UserError for other shapes: every process or none."""
+    meta = _part(path, "meta", ocp.args.JsonRestore())
     try:
         found, saved = meta["shapes"], meta["fingerprint"]
     except (KeyError, TypeError) as error:
         raise Unreadable(_first_line(error)) from error
     _check_shapes(found, shapes(abstract), path)
-    tree = _part(restore, path, "tree", ocp.args.StandardRestore(abstract))
-    if fingerprint(tree) != saved:
+    tree = _part(path, "tree", ocp.args.StandardRestore(abstract))
+    if highest(fingerprint(tree) != saved):
         raise Unreadable("its content differs from the fingerprint saved with it")
     return tree, meta
 
 
-def _part(restore, path: Path, name: str, args: Any) -> Any:
-    """One item of a checkpoint. What may be over soon is no fault of the checkpoint's: a UserError."""
+def _part(path: Path, name: str, args: Any) -> Any:
+    """One item of a checkpoint. What may be over soon is no fault of the checkpoint's: a UserError.
+
+    Each process reads its own part of the arrays; then all agree. Hence a handler alone: ocp.Checkpointer adds a
+    barrier, in which a process that cannot read would leave the others.
+    """
+    item, outcome, reason = None, GOOD, "in another process"
+    handler = ocp.CompositeCheckpointHandler()
     try:
-        return restore(ocp.args.Composite(**{name: args}))[name]
+        item = handler.restore(path, args=ocp.args.Composite(**{name: args}))[name]
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise Unreadable(_first_line(error)) from error
+        outcome, reason = BAD, _first_line(error)
     except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        raise UserError(f"cannot read {path} now ({_first_line(error)}): nothing was changed, start again") from error
+        outcome, reason = LATER, _first_line(error)
     except Exception as error:  # of Orbax and of what it reads with, which have no one type
-        raise Unreadable(_first_line(error)) from error
+        outcome, reason = BAD, _first_line(error)
+    finally:
+        handler.close()
+    outcome = highest(outcome)
+    if outcome == LATER:
+        raise UserError(f"cannot read {path} now ({reason}): nothing was changed, start again")
+    if outcome == BAD:
+        raise Unreadable(reason)
+    return item
 
 
 def _first_line(error: Exception) -> str:
@@ -132,8 +147,7 @@ class Checkpoints:
         for i, step in enumerate(steps):
             path = self.folder / str(step)
             try:
-                state, meta = _read(lambda args, s=step: self._manager.restore(s, args=args), path, abstract)
-                return step, state, meta
+                return step, *_read(path, abstract)
             except Unreadable as error:
                 fallback = f"falling back to step {steps[i + 1]}" if i + 1 < len(steps) else "there is no earlier one"
                 log.warning("checkpoint %s is unreadable (%s); %s", path, error, fallback)
@@ -156,10 +170,12 @@ class Checkpoints:
 
 
 def export_params(folder: Path, params: Params, extra: Meta) -> None:
-    """Writes parameters and their metadata to `folder`, atomically; replaces what is there.
+    """Writes parameters and their metadata to `folder`; what is there is replaced once they are complete.
 
     Raises: UserError where it cannot be written.
     """
+    folder = folder.absolute()
+    beside = folder.with_name(f"{folder.name}.new")
     largest = max(x.nbytes for x in jax.tree.leaves(params))
     # One leaf at a time and uncompressed (weights hardly shrink): an export takes little memory beside its parameters.
     tree = ocp.PyTreeCheckpointHandler(save_concurrent_gb=(largest + 2**20) / 1e9, use_compression=False)
@@ -167,12 +183,16 @@ def export_params(folder: Path, params: Params, extra: Meta) -> None:
     with ocp.Checkpointer(handler) as checkpointer:
         args = ocp.args.Composite(tree=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(_describe(params, extra)))
         try:
-            checkpointer.save(folder.absolute(), args=args, force=True)
+            checkpointer.save(beside, args=args, force=True)
+            if is_first():
+                shutil.rmtree(folder, ignore_errors=True)
+                beside.rename(folder)
         except Exception as error:
             raise UserError(
                 f"cannot write {folder} ({_first_line(error)}): free some space, or make it writable; the same command "
                 "goes on from the last checkpoint"
             ) from error
+    barrier(f"{folder} written")
 
 
 def read_meta(folder: Path | str) -> Meta:
@@ -201,8 +221,7 @@ def load_params(folder: Path | str, abstract: Params) -> tuple[Params, Meta]:
     path = Path(folder).absolute()
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give the folder of an export, such as runs/inpaint/teacher/export")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        try:
-            return _read(lambda args: checkpointer.restore(path, args=args), path, abstract)
-        except Unreadable as error:
-            raise UserError(f"the checkpoint {path} is unreadable ({error}): export it again") from error
+    try:
+        return _read(path, abstract)
+    except Unreadable as error:
+        raise UserError(f"the checkpoint {path} is unreadable ({error}): export it again") from error

@@ -36,8 +36,8 @@ from ibmd_jax.train.checkpoint import check_params, load_params
 from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
-from ibmd_jax.train.pictures import save_curves, save_grid
-from ibmd_jax.train.processes import is_first, say, to_host
+from ibmd_jax.train.pictures import expendable, save_curves, save_grid
+from ibmd_jax.train.processes import highest, is_first, say, to_host
 from ibmd_jax.train.sharding import abstract_state
 from ibmd_jax.train.workdir import check_workdir
 
@@ -125,7 +125,7 @@ def _hash(meta: dict[str, Any]) -> str:
 
 def _finished(job: Job, folder: Path, steps: int, noise_channels: int = 0) -> tuple[Params, dict[str, Any]] | None:
     """A stage's exported parameters and metadata, or None if the stage has to run (again)."""
-    if not (folder / "export").is_dir():
+    if highest(not (folder / "export").is_dir()):
         return None
     try:
         params, meta = load_params(folder / "export", _abstract(job, noise_channels))
@@ -204,7 +204,9 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 
     def picture(params: Params, label: str) -> dict[str, float]:
         columns = {"1 step": one(params, key, few), f"{TEACHER_STEPS_IN_PICTURES} steps": many(params, key, few)}
-        save_grid(folder / "pictures" / f"{label}.png", _between(job, few, columns))
+        path = folder / "pictures" / f"{label}.png"
+        with expendable(path):
+            save_grid(path, _between(job, few, columns))
         return {}
 
     given = job.config["teacher"]["start"]
@@ -230,7 +232,9 @@ def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         picture=picture,
         also_export={"raw": lambda state: state.params},
     )
-    save_curves(folder / "teacher" / "events", folder / "teacher" / "curves.png")
+    curves = folder / "teacher" / "curves.png"
+    with expendable(curves):
+        save_curves(folder / "teacher" / "events", curves)
 
 
 def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
@@ -253,7 +257,9 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     def picture(params: Params, label: str) -> dict[str, float]:
         restored = sample(params, key, few)
         columns = _between(job, few, {f"student, {steps}": restored, **known})
-        save_grid(folder / "pictures" / f"{label}.png", columns)
+        path = folder / "pictures" / f"{label}.png"
+        with expendable(path):
+            save_grid(path, columns)
         another = other_inputs(few, 1, job.generates)
         return {"diversity": diversity([restored, sample(params, stream(key, "another"), another)])}
 
@@ -285,7 +291,9 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         given={where: params for where, (params, _) in loaded.items()},
         picture=picture,
     )
-    save_curves(folder / "distill" / "events", folder / "distill" / "curves.png")
+    curves = folder / "distill" / "curves.png"
+    with expendable(curves):
+        save_curves(folder / "distill" / "events", curves)
 
 
 def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:

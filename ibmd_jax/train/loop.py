@@ -1,7 +1,7 @@
 """The training loop. Its order is fixed: picture of the old state, save it, next batch, step, log the previous step.
 
 A run is a function of (config, step): keys are derived from the step, batches are numbered, so a stopped run that is
-started again ends with the same bits. SIGTERM and Ctrl-C finish the step at hand, save, and stop.
+started again ends with the same bits. SIGTERM and Ctrl-C finish the steps at hand, two at most, save, and stop.
 """
 
 import functools
@@ -150,7 +150,7 @@ def fit(
         identity: saved with every checkpoint, and required to be equal on resume (the teacher's fingerprint).
         model: the sections of the configuration that the exported parameters belong to, saved with them.
         picture: called as picture(exported parameters, label) every schedule.picture_every steps; what it returns is
-            logged.
+            logged. All processes call it, so all must return from it, or fail: see pictures.expendable.
         also_export: other parameters of the last state to write beside export/, by the name of their folder.
     Raises:
         Stopped on a signal; NotFinite; UserError for checkpoints of another network or identity.
@@ -188,7 +188,7 @@ def fit(
         return NotFinite(f"{stage}: {what}; {kept}. Lower the learning rate or set optimizer.clip, in a new --workdir.")
 
     def flush(bar: tqdm) -> None:
-        """Reads the pending infos; the only place where the loop waits for the device."""
+        """Reads the pending infos, for which it waits."""
         if not pending:
             return
         numbers, infos = [n for n, _ in pending], jax.device_get([i for _, i in pending])
@@ -209,18 +209,16 @@ def fit(
         checkpoints.save(step, state, {"identity": identity, "stage": stage})
 
     def draw(params: Params, step: int) -> None:
-        """A picture that cannot be written costs no training."""
-        try:
-            writer.write_scalars(step, picture(params, f"{stage}_{step:06d}"))
-        except OSError as error:
-            log.error("no picture of step %d (%s): free some space, or make %s writable", step, error, folder.parent)
+        writer.write_scalars(step, picture(params, f"{stage}_{step:06d}"))
 
     trace = Trace(folder / "profile", schedule.profile)
     try:
         shown = {"desc": stage, "unit": "step", "mininterval": 1, "disable": not is_first()}
         with _signals() as received, tqdm(total=steps, initial=first, **shown) as bar:
             for step in range(first, steps):
-                if preempted(step):
+                if len(pending) > 1:  # the device has one step more to do; a signal is not to wait for many
+                    jax.block_until_ready(pending[-2][1])
+                if preempted():
                     received.append(signal.SIGTERM)
                 if picture and step % schedule.picture_every == 0:
                     draw(export(state), step)

@@ -1,5 +1,8 @@
 """Grids of images with a heading for each column; curves of what was logged."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,20 @@ from PIL import Image, ImageDraw, ImageFont
 from ibmd_jax.core.arrays import to_uint8
 from ibmd_jax.train.processes import is_first, to_host
 
+log = logging.getLogger(__name__)
 GAP, HEADING = 4, 16
+
+
+@contextlib.contextmanager
+def expendable(path: Path) -> Iterator[None]:
+    """For what writes `path` and no more: where it cannot be written, that is logged, and costs no training.
+
+    Only the first process writes, so nothing that the others wait for may be left out with it.
+    """
+    try:
+        yield
+    except OSError as error:
+        log.error("no picture %s (%s): free some space, or make its folder writable", path, error)
 
 
 def grid(columns: dict[str, np.ndarray], min_side: int = 96) -> Image.Image:

@@ -5,8 +5,10 @@ prints, asks `is_first`; what it writes is read by the others after a `barrier`.
 """
 
 import contextlib
+import itertools
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 
 import jax
@@ -26,6 +28,8 @@ def connect(coordinator: str, processes: int, process: int) -> None:
         processes, process: how many there are, and the number of this one, where a coordinator is named.
     Raises: UserError if the numbers do not fit, or the others are not found.
     """
+    if not coordinator and (processes, process) != (1, 0):  # each would train alone, all in one workdir
+        raise UserError(f"--processes={processes} --process={process} need --coordinator=HOST:PORT, the same for all")
     if not coordinator:
         return
     if coordinator != "auto" and not 0 <= process < processes:
@@ -39,16 +43,25 @@ def connect(coordinator: str, processes: int, process: int) -> None:
 
 @contextlib.contextmanager
 def partners() -> Iterator[None]:
-    """Ends this process at once, with one line, when an operation fails, most often because another process is gone."""
+    """Of several processes, ends this one at once when it fails, so that the others hear of it: an orderly exit would
+    wait for them, while they wait for its part of a computation. What JAX raises most often is that another is gone.
+    """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except Exception as error:
         if jax.process_count() == 1:
             raise
-        reason = str(error).splitlines()[0][:200]
         who = f"process {jax.process_index()} of {jax.process_count()}"
-        print(f"error: {who} failed, or lost another ({reason}): start all to go on", file=sys.stderr, flush=True)
-        os._exit(1)  # an orderly exit would wait for it
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            reason = " ".join(str(error).split())[:200]
+            print(f"error: {who} failed, or lost another ({reason}): start all to go on", file=sys.stderr)
+        elif isinstance(error, UserError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+            print(f"error: {who} failed: start all to go on", file=sys.stderr)
+        sys.stderr.flush()
+        os._exit(2 if isinstance(error, UserError) else 1)
 
 
 def say(text: str) -> None:
@@ -68,9 +81,19 @@ def barrier(name: str) -> None:
         multihost_utils.sync_global_devices(name)
 
 
-def preempted(step: int) -> bool:
-    """Whether any process was asked to stop by SIGTERM; all processes hear of it before the same step."""
-    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
+def highest(here: int) -> int:
+    """The highest of the numbers of all processes, which must all call it: what one has found, all act upon."""
+    return int(here) if jax.process_count() == 1 else int(multihost_utils.process_allgather(np.int32(here)).max())
+
+
+# Calls of `preempted`. JAX says yes at one number only, the largest so far and one: steps would pass it by, which start
+# anywhere where a run is resumed, and again from 0 in the next stage.
+_calls = itertools.count(1)
+
+
+def preempted() -> bool:
+    """Whether any process was asked to stop by SIGTERM; all call this equally often, and hear of it in one call."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_calls))
 
 
 def to_host(x: Array) -> np.ndarray:

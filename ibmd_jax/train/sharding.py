@@ -1,18 +1,24 @@
 """Where arrays live: one mesh over all devices, batches split over it, states by one rule over the whole tree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Params
 
 
-def make_mesh() -> Mesh:
-    """A mesh of one axis, "data", over all devices; one device is a mesh of one."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, "data", over the devices given, or all; one device is a mesh of one.
+
+    Those of process p come in the p-th place: it reads the p-th part of a batch. jax.make_mesh does not keep to that
+    on TPU slices, where it looks for a ring.
+    """
+    found = sorted(devices or jax.devices(), key=lambda d: (d.process_index, d.id))
+    return Mesh(np.array(found), ("data",), axis_types=(AxisType.Auto,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

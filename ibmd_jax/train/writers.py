@@ -1,16 +1,51 @@
 """TensorBoard events through clu, whose writers load TensorFlow: imported only when a run starts."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from ibmd_jax.train.processes import is_first
 
+log = logging.getLogger(__name__)
+
+
+class Expendable:
+    """A clu MetricWriter, as far as the loop needs it. One of `errors`, as on a full disk, is logged and
+    ends the writing, not the run: the file may then end with half a record, beyond which nobody reads.
+    """
+
+    def __init__(self, writer: Any, folder: Path, errors: tuple[type[Exception], ...]):
+        self._writer, self._folder, self._errors, self._lost = writer, folder, errors, False
+
+    def _try(self, what: str, *args: Any) -> None:
+        if self._lost:
+            return
+        try:
+            getattr(self._writer, what)(*args)
+        except self._errors as error:
+            self._lost = True
+            log.error(
+                "the curves in %s end here (%s); the run goes on, and when it is started again, so do they: free some "
+                "space, or make the folder writable",
+                self._folder,
+                " ".join(str(error).split())[:300],
+            )
+
+    def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
+        self._try("write_scalars", step, scalars)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def close(self) -> None:
+        self._try("close")
+
 
 def make_writer(folder: Path) -> Any:
     """A clu MetricWriter into `folder`/events, in a thread of its own, so that logging never delays a step.
 
-    Of several processes only the first writes.
+    What cannot be written is lost, and the run goes on. Of several processes only the first writes.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on stderr otherwise
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -18,5 +53,9 @@ def make_writer(folder: Path) -> Any:
 
     if not is_first():
         return metric_writers.MultiWriter([])
-    (folder / "events").mkdir(parents=True, exist_ok=True)
-    return metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(folder / "events")))
+    from tensorflow.errors import OpError  # which has nothing to do with OSError
+
+    events = folder / "events"
+    events.mkdir(parents=True, exist_ok=True)
+    # Inside of the AsyncWriter, which would raise the errors of its thread in the loop.
+    return metric_writers.AsyncWriter(Expendable(metric_writers.SummaryWriter(str(events)), events, (OSError, OpError)))

@@ -5,6 +5,7 @@ import itertools
 import os
 import resource
 import signal
+import time
 from typing import NamedTuple
 
 import jax
@@ -14,13 +15,14 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
+from tensorflow.errors import ResourceExhaustedError
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import Method
-from ibmd_jax.train.checkpoint import load_params
+from ibmd_jax.train.checkpoint import BAD, GOOD, export_params, load_params
 from ibmd_jax.train.loop import NotFinite, Schedule, Stopped, fit, mean_info
-from ibmd_jax.train.pictures import save_curves
+from ibmd_jax.train.pictures import expendable, save_curves, save_grid
 from ibmd_jax.train.sharding import batch_sharding, make_mesh
 
 SCHEDULE = Schedule(log_every=2, save_every=4, picture_every=4, keep=3)
@@ -212,12 +214,52 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, caplog):
         run(tmp_path / "stop", steps=20, method=large(), size=100_000, data=filling(disk, 9, 99, kill_at=10))
 
 
-def test_a_picture_that_cannot_be_written_costs_no_training(tmp_path, uninterrupted, caplog):
-    def picture(params, label):
+def test_a_picture_that_cannot_be_written_costs_no_training(tmp_path, uninterrupted, caplog, monkeypatch):
+    def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    def picture(params, label):
+        with expendable(tmp_path / label):
+            save_grid(tmp_path / label, {"w": jnp.zeros((1, 8, 8, 3))})
+        return {"after": 1.0}  # other processes are at this, too
+
+    monkeypatch.setattr(Image.Image, "save", full)
     np.testing.assert_array_equal(run(tmp_path, picture=picture)["w"], uninterrupted)
-    assert "no picture of step 4 ([Errno 28] No space left on device): free some space" in caplog.text
+    assert "toy_000004 ([Errno 28] No space left on device): free some space" in caplog.text
+    logged = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0}).Reload()
+    assert [e.step for e in logged.Tensors("after")] == [0, 4, 8, 10]
+
+
+def test_curves_that_cannot_be_written_cost_no_training(tmp_path, uninterrupted, caplog, monkeypatch):
+    def full(*args, **kwargs):
+        raise ResourceExhaustedError(None, None, "No space left on device")
+
+    for name in ("write_scalars", "flush", "close"):
+        monkeypatch.setattr(f"clu.metric_writers.SummaryWriter.{name}", full)
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+    assert caplog.text.count("end here (No space left on device); the run goes on") == 1
+
+
+def test_few_steps_are_under_way_at_a_time(tmp_path):
+    done = []
+
+    def slowly(w):
+        time.sleep(0.05)
+        done.append(0)
+        return w
+
+    def step(state, frozen, batch, key):
+        w = jax.pure_callback(slowly, jax.ShapeDtypeStruct((3,), jnp.float32), state.w)
+        return State(w), Info(w.sum() + batch.x_T.sum())
+
+    def watched(first):
+        for i, batch in enumerate(batches(first), first):
+            under_way.append(i - len(done))
+            yield batch
+
+    under_way = []
+    run(tmp_path, method=toy()._replace(step=step), data=watched, schedule=Schedule(log_every=100))
+    assert max(under_way) <= 1
 
 
 def test_a_profile_of_some_steps_changes_nothing(tmp_path, uninterrupted):
@@ -253,6 +295,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
     assert "falling back to step 4" in caplog.text
 
 
+def test_a_checkpoint_that_another_process_cannot_read_is_passed_over(tmp_path, uninterrupted, monkeypatch, caplog):
+    run(tmp_path, steps=8)
+    others = iter([GOOD, BAD])  # the metadata of step 8, and its arrays
+    monkeypatch.setattr("ibmd_jax.train.checkpoint.highest", lambda here: max(here, next(others, GOOD)))
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+    assert "checkpoints/8 is unreadable (in another process); falling back to step 4" in caplog.text
+
+
 def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):
     run(tmp_path, steps=4)
     damage(tmp_path / "checkpoints" / "4", "emptied")
@@ -268,7 +318,7 @@ def test_a_checkpoint_that_cannot_be_read_at_the_moment_stays_where_it_is(tmp_pa
         raise OSError(116, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr("orbax.checkpoint.CheckpointManager.restore", stale)
+        patch.setattr("orbax.checkpoint.CompositeCheckpointHandler.restore", stale)
         with pytest.raises(UserError, match=r"cannot read .*checkpoints/8 now .*Stale.*start again"):
             run(tmp_path)
     assert saved(tmp_path) == [4, 8]
@@ -296,6 +346,18 @@ def test_load_params_errors(tmp_path):
     damage(tmp_path / "export", "truncated")
     with pytest.raises(UserError, match="is unreadable"):
         load_params(tmp_path / "export", {"w": ABSTRACT})
+
+
+def test_an_export_is_replaced_once_the_next_is_complete(tmp_path):
+    export_params(tmp_path / "export", {"w": jnp.zeros(3)}, {})
+    with full_disk() as disk:
+        disk(True)
+        with pytest.raises(UserError, match=r"cannot write .*export"):
+            export_params(tmp_path / "export", {"w": jnp.ones(100_000)}, {})
+    np.testing.assert_array_equal(load_params(tmp_path / "export", {"w": ABSTRACT})[0]["w"], 0)
+    export_params(tmp_path / "export", {"w": jnp.ones(3)}, {})
+    np.testing.assert_array_equal(load_params(tmp_path / "export", {"w": ABSTRACT})[0]["w"], 1)
+    assert [p.name for p in tmp_path.iterdir()] == ["export"]
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):

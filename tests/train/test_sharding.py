@@ -1,5 +1,6 @@
 """Four CPU devices compute what one computes, with the state split over them."""
 
+import dataclasses
 import functools
 
 import jax
@@ -111,6 +112,16 @@ def test_a_checkpoint_goes_from_four_devices_to_two_to_one(tmp_path):
 
 def test_the_mesh_holds_every_device():
     assert make_mesh().size == jax.device_count() == 4
+
+
+def test_the_devices_of_a_process_are_together_and_in_its_place():
+    @dataclasses.dataclass(frozen=True)
+    class Device:
+        process_index: int
+        id: int
+
+    ring = [Device(*d) for d in ((0, 0), (0, 1), (1, 2), (1, 3), (1, 7), (1, 6), (0, 5), (0, 4))]
+    assert [d.id for d in make_mesh(ring).devices] == [0, 1, 4, 5, 2, 3, 6, 7]
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -1,0 +1,59 @@
+"""What processes agree on, and how one of them ends; tests/test_launch.py has several real ones."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.train.processes import connect, partners
+
+# SIGTERM before the first step of a run; a watching thread of JAX looks for it once a second.
+STOP = """
+import os, signal, sys, time
+import jax
+from ibmd_jax.train.processes import connect, preempted
+connect(sys.argv[1], 1, 0)
+jax.process_count = lambda: 2
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(3)
+print([preempted() for step in range(5000, 5003)])
+"""
+
+
+def test_a_stop_before_the_first_step_is_heard(environment):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    done = subprocess.run([sys.executable, "-c", STOP, address], env=environment, capture_output=True, text=True)
+    assert done.stdout == "[True, False, False]\n", done.stderr
+
+
+@pytest.mark.parametrize("numbers", [(2, 0), (2, 1), (1, 1)])
+def test_processes_without_a_coordinator_are_refused(numbers):
+    with pytest.raises(UserError, match="need --coordinator"):
+        connect("", *numbers)
+    connect("", 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("no such folder"), 2, "error: no such folder\n"),
+        (ZeroDivisionError("of us"), 1, "Traceback"),
+        (jax.errors.JaxRuntimeError("gone"), 1, "error: process 0 of 2 failed, or lost another (gone)"),
+    ],
+)
+def test_a_process_that_fails_does_not_wait_for_the_others(error, code, words, monkeypatch, capsys):
+    codes = []
+    with pytest.raises(type(error)), partners():  # alone, it ends in order
+        raise error
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with partners():
+        raise error
+    assert codes == [code]
+    assert capsys.readouterr().err.startswith(words)
