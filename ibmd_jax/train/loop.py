@@ -185,7 +185,8 @@ def fit(
         kept = (
             f"the last good checkpoint is step {newest} in {checkpoints.folder}" if newest else "nothing was saved yet"
         )
-        return NotFinite(f"{stage}: {what}; {kept}. Lower the learning rate or set optimizer.clip, in a new --workdir.")
+        fix = f"Lower the learning rate, or set the clip, of the optimizer in config.{stage}, in a new --workdir."
+        return NotFinite(f"{stage}: {what}; {kept}. {fix}")
 
     def flush(bar: tqdm) -> None:
         """Reads the pending infos, for which it waits."""
