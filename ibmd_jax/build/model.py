@@ -82,7 +82,7 @@ def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
             raise UserError(f"{folder} does not say its {min(missing)}, which one of several teachers has to")
         if model["bridge"] != models[0]["bridge"]:
             raise UserError(f"the bridge of {folder} is {model['bridge']}, that of {folders[0]} {models[0]['bridge']}")
-        if model["network"]["conditional"] != models[0]["network"]["conditional"]:
+        if model["network"].get("conditional") != models[0]["network"].get("conditional"):
             raise UserError(
                 f"of {folder} and {folders[0]} one network sees x_T (network.conditional), the other does not"
             )
