@@ -154,7 +154,7 @@ def g2(bridge: Bridge, t: Array) -> Array:
     """lambda = g^2 alpha^2 / sigma^4, with which IBMD's loss is a KL divergence of path measures (theorem 3.1).
 
     The loss is twice that of the paths from t_min on, over the number of values and over T - t_min: it is a mean.
-    It is g^2 ||v_theta - v*||^2 of the drifts v = (alpha x_0 - x_t) / sigma^2, as an error of x_0. Large near t = 0.
+    As an error of drifts v = (alpha x_0 - x_t) / sigma^2 it is g^2 ||v_theta - v*||^2. Large near t = 0.
     """
     return bridge.f_and_g2(t)[1] * jnp.square(bridge.alpha(t) / jnp.square(bridge.sigma(t)))
 

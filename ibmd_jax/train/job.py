@@ -187,8 +187,9 @@ def _starts(job: Job) -> dict[str, str]:
     return {name: c[name] or "teacher" for name in ("start", "auxiliary_start") if name == "start" or c.get(name)}
 
 
-def _folders(starts: dict[str, str]) -> set[str]:
-    return set(starts.values()) - {"teacher", "random"}
+def _folders(starts: dict[str, str]) -> list[str]:
+    """Those among `starts`, in an order that all processes have."""
+    return sorted(set(starts.values()) - {"teacher", "random"})
 
 
 def train_teacher(job: Job, folder: Path, seconds: dict[str, float]) -> None:
