@@ -257,7 +257,7 @@ def test_the_stabilisers_by_hand():
     n, key = 512, jax.random.key(0)
     t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
     keys = jax.random.split(stream(key, "examples"), n)
-    z, eps = (normal(stream(keys, name), (n, 1), jnp.float64) for name in ("z", "x_t"))
+    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
     made = STUDENT["m"] + STUDENT["s"] * z
     x_t = BRIDGE.alpha(t)[:, None] * made + BRIDGE.sigma(t)[:, None] * eps
     good, bad = denoise(TEACHER, x_t, t), denoise(STUDENT, x_t, t)
@@ -298,7 +298,7 @@ def test_the_adversarial_term_lowers_softplus_of_minus_the_logit():
     n, key = 512, jax.random.key(0)
     t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
     keys = jax.random.split(stream(key, "examples"), n)
-    z, eps = (normal(stream(keys, name), (n, 1), jnp.float64) for name in ("z", "x_t"))
+    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
 
     def term(theta):
         x_t = BRIDGE.alpha(t)[:, None] * (theta["m"] + theta["s"] * z) + BRIDGE.sigma(t)[:, None] * eps
