@@ -26,7 +26,7 @@ class Expendable:
         except self._errors as error:
             self._lost = True
             log.error(
-                "the curves in %s end here (%s); the run goes on, and when it is started again, so do they: free some "
+                "the curves in %s end here (%s); the run goes on, and its next start writes curves again: free some "
                 "space, or make the folder writable",
                 self._folder,
                 " ".join(str(error).split())[:300],
