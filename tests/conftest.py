@@ -1,13 +1,17 @@
 """Four CPU devices, and no silent promotion of dtypes or ranks in any test.
 
-Most tests compile longer than they run: compilers optimise little, and what one test compiled, in whatever process,
-serves all of them.
+Most tests compile longer than they run. So XLA optimises little, fuses without the emitters that take most of its time,
+and does not split a program for threads, since the other core has a test of its own: a quarter of the time. What one
+test compiled, in whatever process, serves all of them.
 """
 
 import os
 import tempfile
 
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit it
     COMPILED = tempfile.TemporaryDirectory(prefix="compiled-")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parameters import perturb
 
 from ibmd_jax.bridges import Brownian
 from ibmd_jax.bridges.diffusion import Cosine
@@ -313,11 +314,9 @@ def networks():
     bridge, network = Cosine(), from_linen(MLP(out_channels=2, width=16, depth=2))
     net = make_denoiser(network, bridge, x_0)
     x = jax.random.normal(jax.random.key(0), (12, 4, 4, 2))
-    phi = network.init(jax.random.key(1), x[:1], jnp.zeros(1))
-    phi = jax.tree.map(lambda v: v + 0.1 * jax.random.normal(jax.random.key(8), v.shape), phi)
+    phi = perturb(jax.jit(network.init)(jax.random.key(1), x[:1], jnp.zeros(1)))
     head = Head(8)
-    params = head.init(jax.random.key(2), jnp.zeros((1, 4, 4, 16)))["params"]
-    params = jax.tree.map(lambda v: v + 0.1, params)
+    params = perturb(jax.jit(head.init)(jax.random.key(2), jnp.zeros((1, 4, 4, 16)))["params"])
     return bridge, net, phi, (lambda: params, lambda p, h: head.apply({"params": p}, h)), x
 
 

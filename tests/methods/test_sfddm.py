@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from parameters import perturb
 
 from ibmd_jax.bridges import BRIDGES, I2SB
 from ibmd_jax.bridges.diffusion import Cosine, Linear
@@ -191,10 +192,8 @@ def networks():
     bridge, network = I2SB(), from_linen(MLP(out_channels=2, width=16, depth=2))
     denoise = make_denoiser(network, bridge, x_0)
     x = jax.random.normal(jax.random.key(0), (6, 4, 4, 2))
-    trees = []
-    for i in range(2):
-        tree = network.init(jax.random.key(i), x[:1], jnp.zeros(1))
-        trees.append(jax.tree.map(lambda v, i=i: v + 0.1 * jax.random.normal(jax.random.key(7 + i), v.shape), tree))
+    init = jax.jit(network.init)
+    trees = [perturb(init(jax.random.key(i), x[:1], jnp.zeros(1)), seed=7 + i) for i in range(2)]
     mask = jnp.zeros((6, 4, 4, 1), bool).at[:, 1:3].set(True)
     return bridge, denoise, trees, Batch(x, jax.random.normal(jax.random.key(3), x.shape), mask)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import unflatten_dict
+from parameters import perturb
 
 from ibmd_jax.convert.__main__ import shapes_of
 from ibmd_jax.convert.names import convert
@@ -130,10 +131,8 @@ def test_the_other_constructor_options_change_the_parameters_as_they_say(setting
 def test_labels_are_needed_and_matter():
     network = ADM(channels=32, multipliers=(1,), blocks=1, attention=(), head_channels=16, classes=5)
     x, t = jnp.ones((2, 8, 8, 3)), jnp.ones(2)
-    params = network.init(jax.random.key(0), x, t, jnp.array([0, 1]))
-    params = jax.tree.map(lambda p: p + 0.1, params)
-    params["params"]["label_emb"]["embedding"] = jax.random.normal(jax.random.key(1), (5, 128))
-    y = network.apply(params, x, t, jnp.array([0, 1]))
+    params = perturb(jax.jit(network.init)(jax.random.key(0), x, t, jnp.array([0, 1])))
+    y = jax.jit(network.apply)(params, x, t, jnp.array([0, 1]))
     assert jnp.abs(y[0] - y[1]).max() > 1e-3
     with pytest.raises(ValueError, match="a network of 5 classes needs labels"):
         network.apply(params, x, t)
@@ -143,18 +142,19 @@ def test_dropout_needs_a_key_and_keeps_the_mean():
     small = {"channels": 32, "multipliers": (1,), "blocks": 1, "attention": (), "head_channels": 16}
     x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.ones(2)
     network, plain = (from_linen(ADM(**small, dropout=rate)) for rate in (0.1, 0.0))
-    params = jax.tree.map(lambda p: p + 0.05, plain.init(jax.random.key(1), x, t))
-    expected = plain.apply(params, x, t)
-    np.testing.assert_array_equal(network.apply(params, x, t), expected)
-    np.testing.assert_array_equal(plain.apply(params, x, t, None, None, jax.random.key(2)), expected)
+    params = perturb(jax.jit(plain.init)(jax.random.key(1), x, t))
+    dropping, apply = jax.jit(network.apply), jax.jit(plain.apply)
+    expected = apply(params, x, t)
+    np.testing.assert_array_equal(dropping(params, x, t), expected)
+    np.testing.assert_array_equal(apply(params, x, t, None, None, jax.random.key(2)), expected)
     keys = jax.random.split(jax.random.key(3), 2)
-    a, b = (network.apply(params, x, t, None, None, key) for key in keys)
+    a, b = (dropping(params, x, t, None, None, key) for key in keys)
     assert jnp.abs(a - expected).max() > 1e-3
     assert jnp.abs(a - b).max() > 1e-3
-    np.testing.assert_array_equal(a, network.apply(params, x, t, None, None, keys[0]))
+    np.testing.assert_array_equal(a, dropping(params, x, t, None, None, keys[0]))
     block = ResBlock(32, dropout=0.5)
     h, emb = jax.random.normal(keys[0], (1, 4, 4, 32)), jnp.ones((1, 8))
-    weights = jax.tree.map(lambda p: p + 0.05, block.init(keys[1], h, emb))
+    weights = perturb(jax.jit(block.init)(keys[1], h, emb))
     drawn = jax.vmap(lambda k: block.apply(weights, h, emb, rngs={"dropout": k}))(jax.random.split(keys[0], 4000))
     np.testing.assert_allclose(drawn.mean(0), block.apply(weights, h, emb), atol=0.1)
     assert drawn.std(0).max() > 0.5

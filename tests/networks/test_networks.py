@@ -7,6 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
+from parameters import perturb
 
 from ibmd_jax.bridges import DDBMVP, I2SB
 from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, ddbm, eps, estimate
@@ -40,14 +41,6 @@ T = jnp.array([0.3, 1.0])
 
 def init(network, key=0, **settings):
     return jax.jit(lambda k: init_denoiser(network, k, (16, 16, 3), **settings))(jax.random.key(key))
-
-
-def perturb(params, scale=0.1):
-    """Moves every parameter, so that zero-initialised layers take part."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [p + scale * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
 
 
 @every_network
@@ -172,7 +165,7 @@ def test_res_block_is_scale_shift_normalisation_by_hand():
     """One group per channel, no resampling: the block written out in numpy."""
     block = ResBlock(4, groups=4)
     x, emb = jax.random.normal(jax.random.key(1), (1, 4, 4, 4)), jax.random.normal(jax.random.key(2), (1, 6))
-    params = perturb(block.init(jax.random.key(0), x, emb)["params"], 0.3)
+    params = perturb(jax.jit(block.init)(jax.random.key(0), x, emb)["params"], 0.3)
 
     def norm(h, p):
         mean, var = h.mean((1, 2), keepdims=True), h.var((1, 2), keepdims=True)
@@ -189,14 +182,14 @@ def test_res_block_is_scale_shift_normalisation_by_hand():
     h = conv(silu(norm(np.asarray(x), p["norm_in"])), p["conv_in"])
     scale, shift = np.split(silu(np.asarray(emb)) @ p["emb"]["kernel"] + p["emb"]["bias"], 2, axis=-1)
     h = conv(silu(norm(h, p["norm_out"]) * (1 + scale[:, None, None]) + shift[:, None, None]), p["conv_out"])
-    np.testing.assert_allclose(block.apply({"params": params}, x, emb), x + h, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.jit(block.apply)({"params": params}, x, emb), x + h, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("resample", "side"), [("up", 8), ("down", 2)])
 def test_res_block_resamples_both_paths(resample, side):
     block = ResBlock(4, groups=2, resample=resample)
     x = jnp.broadcast_to(jnp.arange(4, dtype=jnp.float32)[None, :, None, None], (1, 4, 4, 4))
-    y, _ = block.init_with_output(jax.random.key(0), x, jnp.zeros((1, 6)))
+    y, _ = jax.jit(block.init_with_output)(jax.random.key(0), x, jnp.zeros((1, 6)))
     rows = np.repeat(np.arange(4.0), 2) if resample == "up" else np.array([0.5, 2.5])
     np.testing.assert_array_equal(y[0, :, 0, 0], rows)  # the second path starts at zero
     assert y.shape == (1, side, side, 4)
@@ -205,7 +198,7 @@ def test_res_block_resamples_both_paths(resample, side):
 def test_attention_is_the_softmax_over_all_pixels():
     block = AttentionBlock(head_channels=2, groups=2)
     x = jax.random.normal(jax.random.key(1), (1, 2, 3, 4))
-    params = perturb(block.init(jax.random.key(0), x)["params"], 0.3)
+    params = perturb(jax.jit(block.init)(jax.random.key(0), x)["params"], 0.3)
     h = nn.GroupNorm(num_groups=2, epsilon=1e-5).apply({"params": params["norm"]}, x)
     p = jax.tree.map(np.asarray, params)
     q, k, v = np.split(np.asarray(h).reshape(6, 4) @ p["qkv"]["kernel"] + p["qkv"]["bias"], 3, axis=-1)
@@ -214,7 +207,9 @@ def test_attention_is_the_softmax_over_all_pixels():
         w = np.exp(q[:, i] @ k[:, i].T / np.sqrt(2))
         heads.append(w / w.sum(-1, keepdims=True) @ v[:, i])
     out = np.concatenate(heads, -1) @ p["proj_out"]["kernel"] + p["proj_out"]["bias"]
-    np.testing.assert_allclose(block.apply({"params": params}, x), x + out.reshape(1, 2, 3, 4), rtol=2e-4, atol=2e-4)
+    np.testing.assert_allclose(
+        jax.jit(block.apply)({"params": params}, x), x + out.reshape(1, 2, 3, 4), rtol=2e-4, atol=2e-4
+    )
 
 
 def constant(value, seen=None):
@@ -276,7 +271,7 @@ def test_bfloat16_computes_nearly_the_same_from_float32_parameters(name):
 
 def test_a_conditional_denoiser_sees_x_T():
     network, bridge = from_linen(UNet(**SMALL["unet"])), I2SB()
-    denoise = make_denoiser(network, bridge, ddbm, conditional=True)
+    denoise = jax.jit(make_denoiser(network, bridge, ddbm, conditional=True))
     params = perturb(init(network, conditional=True))
     assert (denoise(params, X, T, X) != denoise(params, X, T, -X)).any()
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, Mesh
+from parameters import perturb
 
 from ibmd_jax.bridges import I2SB
 from ibmd_jax.bridges.parametrisations import eps
@@ -58,19 +59,14 @@ def test_a_step_on_four_devices_with_split_state_is_the_step_on_one(name):
     network, bridge = from_linen(UNet(channels=(8,), attention=(), groups=4)), I2SB()
     denoise = make_denoiser(network, bridge, eps)
     m = the_method(name, denoise, bridge)
-    teacher = jax.jit(lambda k: init_denoiser(network, k, (8, 8, 3)))(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(teacher)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    teacher = jax.tree.unflatten(
-        tree, [x + 0.1 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
-    )
+    teacher = perturb(jax.jit(lambda k: init_denoiser(network, k, (8, 8, 3)))(jax.random.key(0)))
     x_T = jax.random.normal(jax.random.key(2), (8 * m.batches, 8, 8, 3))
 
     def run(n):
         mesh = mesh_of(n)
 
         def start():
-            return m.init((jax.tree.map(lambda v: 0.9 * v, teacher), jax.tree.map(jnp.copy, teacher)))
+            return m.init((jax.tree.map(lambda v: 0.9 * v, teacher), jax.tree.map(jnp.array, teacher)))
 
         sharding = jax.tree.map(lambda x: x.sharding, abstract_state(mesh, 32, start))
         state = jax.jit(start, out_shardings=sharding)()
