@@ -52,7 +52,7 @@ def test_every_method_distils(teacher, tmp_path, method, settings):
     job = build(config)
     run(job, tmp_path, "distill")
     student, _ = load_student(job, tmp_path)
-    images = job.distill.sample(student, jax.random.key(0), job.test())
+    images = jax.jit(job.distill.sample)(student, jax.random.key(0), job.test())
     assert images.shape == (16, 32, 32, 3)
     assert bool(jnp.isfinite(images).all())
     assert next((tmp_path / "pictures").iterdir()).stat().st_size > 1000

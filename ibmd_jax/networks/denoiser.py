@@ -6,6 +6,7 @@ x_0_hat(x_t, t) = c_skip x_t + c_T x_T + c_out F(c_in x_t [, x_T], c_noise)     
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from ibmd_jax.core.arrays import expand
@@ -56,8 +57,11 @@ def init_denoiser(
     noise_channels: int = 0,
     cond: Any = None,
 ) -> Params:
-    """Parameters for images [H, W, C]; jit it or eval_shape it at will. cond: one of the right shape and dtype."""
+    """Parameters for images [H, W, C], compiled as one program; eval_shape it at will.
+
+    cond: one of the right shape and dtype.
+    """
     h, w, c = image_shape
     x = jnp.zeros((1, h, w, 2 * c if conditional else c), jnp.float32)
     z = jnp.zeros((1, h, w, noise_channels), jnp.float32) if noise_channels else None
-    return network.init(key, x, jnp.zeros((1,), jnp.float32), cond, z)
+    return jax.jit(network.init)(key, x, jnp.zeros((1,), jnp.float32), cond, z)

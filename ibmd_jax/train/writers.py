@@ -12,19 +12,20 @@ log = logging.getLogger(__name__)
 
 class Expendable:
     """A clu MetricWriter, as far as the loop needs it. One of `errors`, as on a full disk, is logged and
-    ends the writing, not the run: the file may then end with half a record, beyond which nobody reads.
+    ends the writing, not the run: the file may then end with half a record, beyond which nobody reads. None writes
+    nothing from the start.
     """
 
     def __init__(self, writer: Any, folder: Path, errors: tuple[type[Exception], ...]):
-        self._writer, self._folder, self._errors, self._lost = writer, folder, errors, False
+        self._writer, self._folder, self._errors = writer, folder, errors
 
     def _try(self, what: str, *args: Any) -> None:
-        if self._lost:
+        if self._writer is None:
             return
         try:
             getattr(self._writer, what)(*args)
         except self._errors as error:
-            self._lost = True
+            self._writer = None
             log.error(
                 "the curves in %s end here (%s); the run goes on, and its next start writes curves again: free some "
                 "space, or make the folder writable",
@@ -47,15 +48,14 @@ def make_writer(folder: Path) -> Any:
 
     What cannot be written is lost, and the run goes on. Of several processes only the first writes.
     """
+    events = folder / "events"
+    if not is_first():
+        return Expendable(None, events, ())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on stderr otherwise
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from clu import metric_writers
-
-    if not is_first():
-        return metric_writers.MultiWriter([])
     from tensorflow.errors import OpError  # which has nothing to do with OSError
 
-    events = folder / "events"
     events.mkdir(parents=True, exist_ok=True)
     # Inside of the AsyncWriter, which would raise the errors of its thread in the loop.
     return metric_writers.AsyncWriter(Expendable(metric_writers.SummaryWriter(str(events)), events, (OSError, OpError)))

@@ -22,7 +22,7 @@ T_MIN = 1e-3
 BATCH = 512
 
 
-def method(coupling, bridge=BRIDGE, steps=1500, make_denoise=gaussian.make_denoise, **settings):
+def method(coupling, bridge=BRIDGE, steps=1000, make_denoise=gaussian.make_denoise, **settings):
     d = len(coupling.S)
     rate = optax.cosine_decay_schedule(2e-2, steps)
     settings = {"auxiliary_updates": 3, "noise_channels": d, "t_min": T_MIN, **settings}
@@ -46,7 +46,7 @@ def draw_pairs(coupling, key, n):
     return Batch(x_T, x_T @ coupling.M.T + noise @ coupling.R.T)
 
 
-def train(m, coupling, steps=1500, clean=False):
+def train(m, coupling, steps=1000, clean=False):
     """The exported student after some steps, and what they reported, [steps] each."""
 
     @jax.jit

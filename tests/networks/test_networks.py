@@ -40,7 +40,7 @@ T = jnp.array([0.3, 1.0])
 
 
 def init(network, key=0, **settings):
-    return jax.jit(lambda k: init_denoiser(network, k, (16, 16, 3), **settings))(jax.random.key(key))
+    return init_denoiser(network, jax.random.key(key), (16, 16, 3), **settings)
 
 
 @every_network

@@ -64,7 +64,7 @@ def test_a_point_mass_is_reproduced(name, bridge):
     times = grid(name, bridge, 6)
     x = SAMPLERS[name].sample(D, bridge, KEY, X_T, times)
     if name == "dbim_high_order":
-        np.testing.assert_array_equal(x, SAMPLERS[name].sample(D, bridge, KEY, X_T, times, order=2))
+        np.testing.assert_allclose(x, SAMPLERS[name].sample(D, bridge, KEY, X_T, times, order=2), atol=1e-6)
     if isinstance(bridge, I2SBTable):
         np.testing.assert_allclose(x, TRUTH, atol=0.1)  # its first entry is not x_0: standard deviation 0.01
     elif name == "heun":
@@ -224,7 +224,7 @@ def test_a_flow_takes_euler_steps():
 def test_ancestral_recovers_the_coupling_of_an_unconditional_teacher():
     c, bridge = gaussian.TWO_D, I2SB()
     denoise = gaussian.make_denoise(bridge, c.S)
-    x_T = gaussian.draw_x_T(c, jax.random.key(3), 100_000)
+    x_T = gaussian.draw_x_T(c, jax.random.key(3), 30_000)
     V = np.asarray(gaussian.moments(c.params, jnp.asarray(c.S))[1])
 
     def gap(sampler, steps):
@@ -234,8 +234,9 @@ def test_ancestral_recovers_the_coupling_of_an_unconditional_teacher():
         x = jax.jit(lambda: sampler(bound, bridge, jax.random.key(4), x_T, uniform_grid(steps)))()
         return np.abs(np.cov(np.asarray(x).T) - V).max()
 
-    assert gap(ancestral, 100) < 0.05
-    assert gap(ancestral, 4) > 3 * gap(ancestral, 100)
+    fine = gap(ancestral, 100)
+    assert fine < 0.05
+    assert gap(ancestral, 4) > 3 * fine
     assert gap(euler_maruyama, 100) < 0.05
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.train.processes import connect, partners
+from ibmd_jax.train.writers import make_writer
 
 # SIGTERM before the first step of a run; a watching thread of JAX looks for it once a second.
 STOP = """
@@ -37,6 +38,16 @@ def test_processes_without_a_coordinator_are_refused(numbers):
     with pytest.raises(UserError, match="need --coordinator"):
         connect("", *numbers)
     connect("", 1, 0)
+
+
+def test_curves_are_of_the_first_process(tmp_path, monkeypatch):
+    for first in (False, True):
+        monkeypatch.setattr("ibmd_jax.train.writers.is_first", lambda first=first: first)
+        writer = make_writer(tmp_path)
+        writer.write_scalars(0, {"loss": 1.0})
+        writer.flush()
+        writer.close()
+        assert bool(list(tmp_path.rglob("events.out.*"))) == first
 
 
 @pytest.mark.parametrize(
