@@ -5,12 +5,14 @@
 
 A cell is a task, a kind of teacher and a seed of all that is trained from this teacher; the teacher itself is trained
 once. On 2 CPU cores a teacher takes 9 minutes, a cell 16. All is under --runs, where a stopped run goes on; what is
-finished is not done again. After each cell benchmarks/results/quality.{json,md} are written from all in --runs.
+finished is not done again. After each cell benchmarks/results/quality.{json,md,png} are written from all in --runs; the
+cells of quality.json that are not there stay as they are.
 """
 
 import argparse
 import functools
 import importlib.util
+import itertools
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
+from matplotlib.figure import Figure
 
 from ibmd_jax.bridges.parametrisations import data_moments
 from ibmd_jax.build import build, build_data
@@ -164,9 +167,10 @@ def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "32 pixels; the embedded emoji, 398 held-out images, or the 10,000 of Fashion-MNIST (fashion-). FID, KID:",
         "on the bundled features of either; they compare with no other table. Teachers: 2000 steps of 64, one for all",
         "seeds; from each its students, 400 iterations of 32 with L = 4, and regression, 600 steps of 64. Teachers'",
-        "rows have the better of ancestral sampling and DBIM. Diversity: root mean square deviation over z. Made by",
-        "`python -m benchmarks.quality` (after `python -m ibmd_jax.data.prepare fashion_mnist`); with more seeds, mean",
-        "± standard deviation.",
+        "rows have the better of ancestral sampling and DBIM. Diversity: root mean square deviation over z. Images/s",
+        "compare within a cell, roughly: the machine had other work. Made by `python -m benchmarks.quality` (after",
+        "`python -m ibmd_jax.data.prepare fashion_mnist`); with more seeds, mean ± standard deviation.\n",
+        "![FID against NFE by task](quality.png)",
     ]
     heads = ["model", "NFE", *METRICS, "images/s", "FID over teacher's at 100", "bar"]
     for name, seeds in results.items():
@@ -205,17 +209,38 @@ def main() -> None:
                 write(args.runs)
 
 
+def plot(results: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
+    """FID against NFE for each task and kind of teacher, both logarithmic; means over the seeds."""
+    columns = min(4, len(results))
+    figure = Figure(figsize=(3.2 * columns, 2.8 * -(-len(results) // columns)), layout="constrained")
+    grid = figure.subplots(-(-len(results) // columns), columns, squeeze=False)
+    for axes in grid.flat[len(results) :]:
+        axes.remove()
+    for axes, (name, seeds) in zip(grid.flat, results.items(), strict=False):
+        axes.set(title=name, xscale="log", yscale="log", xlabel="NFE", ylabel="FID")
+        fids: dict[str, dict[int, list[float]]] = {}
+        for row in itertools.chain.from_iterable(map(best_teachers, seeds.values())):
+            label = "teacher" if row["label"].startswith("teacher") else row["label"]
+            fids.setdefault(label, {}).setdefault(row["nfe"], []).append(row["metrics"]["fid"])
+        for label in ("teacher", "regression", "IBMD", "IBMD, 4 steps"):
+            axes.plot(list(fids[label]), [np.mean(v) for v in fids[label].values()], ".-", label=label)
+    grid.flat[0].legend(fontsize="x-small")
+    figure.savefig(path, dpi=120)
+
+
 def write(runs: Path) -> None:
-    """The results from every finished cell."""
-    cells: dict[str, dict[str, Any]] = {}
-    for task in TASKS:
-        for teacher in TEACHERS:
-            for file in sorted(runs.glob(f"{task}-{teacher}-*/rows.json")):
-                cells.setdefault(f"{task} {teacher}", {})[file.parent.name.rsplit("-", 1)[1]] = json.loads(
-                    file.read_text()
-                )
-    (RESULTS / "quality.json").write_text(json.dumps(cells, indent=1) + "\n")
+    """The results from every finished cell, in the order of the tables above."""
+    path, cells = RESULTS / "quality.json", {}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    for name in (f"{task}-{teacher}" for task in TASKS for teacher in TEACHERS):
+        files = runs.glob(f"{name}-*/rows.json")
+        seeds = {file.parent.name.rsplit("-", 1)[1]: json.loads(file.read_text()) for file in files}
+        key = " ".join(name.rsplit("-", 1))
+        if seeds := before.get(key, {}) | seeds:
+            cells[key] = dict(sorted(seeds.items()))
+    path.write_text(json.dumps(cells, indent=1) + "\n")
     (RESULTS / "quality.md").write_text(markdown(cells))
+    plot(cells, RESULTS / "quality.png")
 
 
 if __name__ == "__main__":
