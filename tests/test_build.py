@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ibmd_jax.bridges import DDBMVP, OtOde
+from ibmd_jax.bridges import BRIDGES, DDBMVP, OtOde
 from ibmd_jax.build import build, build_data, build_model
+from ibmd_jax.build.methods import _weight
 from ibmd_jax.build.model import _bridge
 from ibmd_jax.convert.__main__ import main as convert
 from ibmd_jax.core.errors import UserError
@@ -312,6 +313,15 @@ def test_a_name_or_a_name_with_settings_is_set_by_flag_and_in_a_file(file, field
         del place[last]
         place[last] = value
     build_model(derived)
+
+
+@pytest.mark.parametrize(("name", "k"), [("ten_to_1", 1), ("ten_to_0.5", 0.5), ("ten_to_-2", -2)])
+def test_a_weight_is_ten_to_any_power(name, k):
+    weight = _weight({"distill": {"student_weight": name}}, "distill", "student_weight", None)
+    found = weight(BRIDGES["edm"](), jnp.float32([0, 20, 80]))
+    np.testing.assert_allclose(found, [10.0**k, 10 ** (0.75 * k), 1], rtol=1e-5)
+    with pytest.raises(UserError, match=r"unknown weight in config.distill.student_weight 'ten_to_k'"):
+        _weight({"distill": {"student_weight": "ten_to_k"}}, "distill", "student_weight", None)
 
 
 @pytest.mark.parametrize("bridge", ["{'name': 'edm'}", "{'name': 'diffusion_ve', 'sigma_max': 7.0}"])

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ibmd_jax.build.fields import check_names, make
 from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.streams import stream
 from ibmd_jax.core.types import Array, Batch, Conditioning, Denoise, Key, Params
-from ibmd_jax.methods.base import WEIGHTS, Method, product
+from ibmd_jax.methods.base import WEIGHTS, Method, product, ten_to
 from ibmd_jax.methods.dibregman import DIVERGENCES, Divergence, power
 from ibmd_jax.networks.generator import told_earlier
 from ibmd_jax.networks.head import Head
@@ -116,6 +117,9 @@ def _optimizer(c: dict[str, Any], section: str, field: str, steps: int):
 
 
 def _weight(c: dict[str, Any], section: str, field: str, native: Callable[..., Array]) -> Callable[..., Array]:
+    """lambda(t) by name; ten_to_k for any number k."""
+    if found := re.fullmatch(r"ten_to_(-?\d+(\.\d+)?)", c[section][field]):
+        return ten_to(float(found[1]))
     known = {**WEIGHTS, "native": native, "native_ten_to_1": product(native, WEIGHTS["ten_to_1"])}
     return lookup(known, c[section][field], f"weight in config.{section}.{field}")
 
