@@ -114,7 +114,9 @@ def test_killed_and_restarted_at_many_moments_it_ends_with_the_same_bits(environ
         (signal.SIGTERM, "teacher/checkpoints/10", 0.0),
         (signal.SIGKILL, "teacher/checkpoints/20", 0.3),
         (signal.SIGINT, "teacher/checkpoints/40", 0.1),
+        (signal.SIGKILL, "teacher/checkpoints/60", 0.0),
         (signal.SIGTERM, "pictures/distill_000000.png", 0.5),
+        (signal.SIGINT, "config.json", 9.0),
         (signal.SIGINT, "config.json", 1.0),
         (signal.SIGKILL, "distill/checkpoints/10", 0.0),
     ]

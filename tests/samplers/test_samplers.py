@@ -64,7 +64,9 @@ def test_a_point_mass_is_reproduced(name, bridge):
     times = grid(name, bridge, 6)
     x = SAMPLERS[name].sample(D, bridge, KEY, X_T, times)
     if name == "dbim_high_order":
-        np.testing.assert_allclose(x, SAMPLERS[name].sample(D, bridge, KEY, X_T, times, order=2), atol=1e-6)
+        second = SAMPLERS[name].sample(D, bridge, KEY, X_T, times, order=2)
+        # The table does not end in the estimate itself, so that the last bit is the compiler's.
+        np.testing.assert_allclose(x, second, rtol=0, atol=1e-6 if isinstance(bridge, I2SBTable) else 0)
     if isinstance(bridge, I2SBTable):
         np.testing.assert_allclose(x, TRUTH, atol=0.1)  # its first entry is not x_0: standard deviation 0.01
     elif name == "heun":

@@ -43,7 +43,7 @@ def the_method(name, denoise, bridge):
         return m._replace(init=lambda start: m.init(start[0]))
     rates = optax.sgd(0.1), optax.sgd(0.1)
     if name == "ibmd":
-        return ibmd(denoise, bridge, *rates, auxiliary_updates=1)
+        return ibmd(denoise, bridge, *rates, auxiliary_updates=2)
     head = Head(8)
     judge = on_features(
         denoise,
