@@ -134,7 +134,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config.distill.update(steps=5, batch_size=8)
         if "auxiliary_updates" in config.distill:
             config.distill.auxiliary_updates = 1
-        config.evaluate.update(nfe=(1, 4, 16), batch_size=32, examples=64)
+        config.evaluate.update(nfe=(1, 4, 16), batch_size=32, examples=32)
         config.schedule.update(log_every=5, save_every=20, picture_every=20)
     return config
 

@@ -148,6 +148,6 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
         config.teacher.update(steps=60, batch_size=16)
         config.teacher.optimizer.warmup = 10
         config.distill.update(steps=10, batch_size=8, auxiliary_updates=2, student_steps=1)
-        config.evaluate.update(nfe=(1, 2, 10), batch_size=32, examples=64)
+        config.evaluate.update(nfe=(1, 2, 10), batch_size=32, examples=32)
         config.schedule.update(log_every=5, save_every=20, picture_every=20)
     return config

@@ -160,7 +160,7 @@ def _quicktest(config: ml_collections.ConfigDict) -> None:
     config.distill.update(steps=3, batch_size=8, auxiliary_updates=1)
     for optimizer in (config.distill.student_optimizer, config.distill.auxiliary_optimizer):
         optimizer.learning_rate = 1e-4
-    config.evaluate.update(nfe=(1, 2), features="emoji", batch_size=32, examples=64)
+    config.evaluate.update(nfe=(1, 2), features="emoji", batch_size=32, examples=32)
     config.schedule.update(log_every=1, save_every=20, picture_every=20)
 
 

@@ -32,7 +32,7 @@ class Row(NamedTuple):
     images_per_second: float
 
 
-DIVERSITY_EXAMPLES, DIVERSITY_DRAWS = 64, 4
+DIVERSITY_EXAMPLES, DIVERSITY_DRAWS = 50, 4
 
 
 def diversity(restorations: list[Array]) -> float:
@@ -69,15 +69,14 @@ def split(batch: Batch, size: int) -> list[Batch]:
 
 
 def restore(sampler: Sampler, parts: list[Batch], count: int, key: Key) -> tuple[np.ndarray, float]:
-    """Samples every part; returns the first `count` images and images per second, compilation left out.
+    """Samples every part; returns the first `count` images and images per second, compilation included if it is due.
 
     Quick samplers are repeated for at least a second, slow ones run once; so do several processes, whose clocks would
     not agree on a number.
     """
-    sample = sampler.sample.lower(sampler.params, key, parts[0]).compile()
     done, begin = 0, time.perf_counter()
     while not done or (jax.process_count() == 1 and time.perf_counter() - begin < 1):
-        images = [sample(sampler.params, step_key(key, "evaluate", i), part) for i, part in enumerate(parts)]
+        images = [sampler.sample(sampler.params, step_key(key, "evaluate", i), p) for i, p in enumerate(parts)]
         jax.block_until_ready(images)
         done += 1
     seconds = time.perf_counter() - begin
@@ -115,14 +114,13 @@ def evaluate(
     rows, images = [], {}
     count = min(n, DIVERSITY_EXAMPLES)
     few = jax.tree.map(lambda x: x[:count], test)
-    size = -(-count // jax.device_count()) * jax.device_count()
-    draws = [split(other_inputs(few, i, generates), size)[0] for i in range(DIVERSITY_DRAWS)]
+    inputs = [other_inputs(few, i, generates) for i in range(DIVERSITY_DRAWS)]
+    draws = split(jax.tree.map(lambda *x: np.concatenate(x), *inputs), batch_size)
     for sampler in samplers:
-        restored, rate = restore(sampler, parts, n, key)
-        drawn = [
-            to_host(sampler.sample(sampler.params, step_key(key, "draws", i), part))[:count]
-            for i, part in enumerate(draws)
-        ]
+        sample = sampler.sample.lower(sampler.params, key, parts[0]).compile()  # once for all, and before the clock
+        restored, rate = restore(sampler._replace(sample=sample), parts, n, key)
+        made = [to_host(sample(sampler.params, step_key(key, "draws", i), part)) for i, part in enumerate(draws)]
+        drawn = np.split(np.concatenate(made)[: DIVERSITY_DRAWS * count], DIVERSITY_DRAWS)
         found = feature_set(restored)
         metrics = {} if features is None else {name: fn(found, reference) for name, fn in SET_METRICS.items()}
         if not generates:

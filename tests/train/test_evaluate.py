@@ -59,13 +59,17 @@ def test_several_processes_sample_equally_often(monkeypatch):
 
 
 def test_diversity_is_the_deviation_over_draws_of_the_same_input():
+    traced = []
+
     def sample(params, key, batch):
+        traced.append(batch.x_0.shape)
         return batch.x_0 + params * jax.random.normal(key, batch.x_0.shape)
 
     rows, _ = evaluate(
         [Sampler("noisy", 1, jax.jit(sample), jnp.float32(0.3))], TEST, None, batch_size=4, key=jax.random.key(0)
     )
     np.testing.assert_allclose(rows[0].metrics["diversity"], 0.3, rtol=0.02)
+    assert traced == [(4, 16, 16, 3)]  # one program for the images, the time and the draws
     np.testing.assert_allclose(diversity([np.zeros((2, 1, 1, 1)), np.full((2, 1, 1, 1), 2.0)]), 2**0.5)
 
 
