@@ -1,4 +1,4 @@
-"""The configuration files of the repository, for tests."""
+"""The configuration files of the repository, for tests; and one that is itself: --config=tests/config_files.py."""
 
 import importlib.util
 from pathlib import Path
@@ -24,3 +24,19 @@ def by_flags(file, *overrides):
     holder = config_flags.DEFINE_config_file("config", flag_values=own, sys_argv=argv, lock_config=True)
     own(argv)
     return holder.value
+
+
+def light(config):
+    """The same with a network that compiles in half the time: one transformer block of 16 tokens."""
+    kept = {name: config.network[name] for name in ("conditional", "classes", "embedding")}
+    with config.unlocked():
+        config.network = {"name": "dit", "channels": 16, "depth": 1, "heads": 2, "patch": 8, **kept}
+    return config
+
+
+def get_config():
+    """configs/inpaint.py:quicktest, lighter: for tests of how runs begin, end and go on."""
+    config = light(load("inpaint").get_config("quicktest"))
+    config.evaluate.nfe = (1, 2)
+    config.schedule.save_every = 10
+    return config

@@ -20,9 +20,8 @@ TASKS = ("sr4x-pool", "jpeg-5")
 
 
 def tiny(corruption):
-    config = config_files.load("inpaint").get_config("quicktest")
+    config = config_files.get_config()
     config.data.corruption = corruption
-    config.network.update(channels=(8,), attention=(), groups=4)
     config.teacher.update(steps=2, batch_size=8)
     config.distill.update(steps=2, batch_size=8, auxiliary_updates=1, noise_channels=1)
     config.evaluate.update(nfe=(1,), batch_size=16, examples=16)
@@ -134,10 +133,10 @@ def test_student_and_auxiliary_start_where_they_are_told(teachers, tmp_path):
     student, meta = load_student(job, tmp_path)
     teacher, _ = load_teacher(job, tmp_path)
     assert set(meta["identity"]) == {"teacher", "start"}
-    assert (student["conv_out"]["kernel"] != teacher["conv_out"]["kernel"]).any()
+    assert (student["patch_out"]["kernel"] != teacher["patch_out"]["kernel"]).any()
     assert not student["noise_in"]["kernel"].any()
     abstract = jax.eval_shape(lambda: job.distill.init((student, teacher)))
-    on_device = jax.tree.map(lambda x: x.sharding, teacher["conv_out"]["kernel"])
+    on_device = jax.tree.map(lambda x: x.sharding, teacher["patch_out"]["kernel"])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=on_device), abstract)
     _, state, _ = Checkpoints(tmp_path / "distill" / "checkpoints", 1).restore(abstract)
     jax.tree.map(np.testing.assert_array_equal, state.auxiliary, teacher)

@@ -19,8 +19,7 @@ GENERATE = config_files.load("generate")
 
 
 def tiny(arg, **distill):
-    config = GENERATE.get_config(f"{arg},quicktest")
-    config.network.update(channels=(8,), attention=(), groups=4)
+    config = config_files.light(GENERATE.get_config(f"{arg},quicktest"))
     config.teacher.update(steps=2, batch_size=8)
     if config.distill.method in ("sfddm", "progressive"):
         config.distill.student_steps = 2

@@ -22,11 +22,8 @@ from ibmd_jax.train.checkpoint import load_params
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").iterdir())
 TINY = [
-    "--config=configs/inpaint.py:quicktest",
+    "--config=tests/config_files.py",
     "--mode=teacher",
-    "--config.network.channels=(8,)",
-    "--config.network.attention=()",
-    "--config.network.groups=4",
     "--config.teacher.batch_size=8",
     "--config.schedule.log_every=1",
     "--config.schedule.save_every=20",

@@ -14,14 +14,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--config=configs/inpaint.py:quicktest"
-# A smaller network and evaluation: these tests are of how runs begin, end and go on.
-LIGHT = [
-    "--config.network.channels=(8,)",
-    "--config.network.attention=()",
-    "--config.evaluate.nfe=(1,2)",
-    "--config.evaluate.examples=32",
-    "--config.schedule.save_every=10",
-]
+LIGHT = "--config=tests/config_files.py"
 
 
 def start(environment, *args):
@@ -50,7 +43,7 @@ def fingerprints(folder):
 def whole(environment, tmp_path_factory):
     """The uninterrupted quicktest."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
+    code, out = run(environment, LIGHT, f"--workdir={folder}")
     assert code == 0, out
     return folder, out
 
@@ -76,7 +69,7 @@ def test_the_whole_job_leaves_a_table_a_report_and_pictures(whole):
 def test_a_second_run_trains_nothing_and_sample_restores_a_folder(environment, whole, tmp_path):
     folder, _ = whole
     before = fingerprints(folder)
-    code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
+    code, out = run(environment, LIGHT, f"--workdir={folder}")
     assert code == 0, out
     assert "already trained" in out
     assert "already done" in out
@@ -84,7 +77,7 @@ def test_a_second_run_trains_nothing_and_sample_restores_a_folder(environment, w
     for name, value in (("a.png", 40), ("more/b.png", 200)):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (64, 48), (value,) * 3).save(tmp_path / name)
-    sample = (environment, QUICK, f"--workdir={folder}", *LIGHT, f"--input={tmp_path}")
+    sample = (environment, LIGHT, f"--workdir={folder}", f"--input={tmp_path}")
     code, out = run(*sample, "--mode=sample")
     assert code == 0, out
     for name, value in (("a.png", 40), ("more/b.png", 200)):
@@ -122,7 +115,7 @@ def test_killed_and_restarted_at_many_moments_it_ends_with_the_same_bits(environ
     ]
     outcomes = []
     for number, path, delay in moments:
-        process = start(environment, QUICK, f"--workdir={folder}", *LIGHT)
+        process = start(environment, LIGHT, f"--workdir={folder}")
         wait_for(process, folder / path)
         time.sleep(delay)
         process.send_signal(number)
@@ -136,7 +129,7 @@ def test_killed_and_restarted_at_many_moments_it_ends_with_the_same_bits(environ
             assert "Traceback" not in out
     assert sum(code != 0 for _, _, code in outcomes) >= 5, outcomes
     assert sum(code in (130, 143) for _, _, code in outcomes) >= 2, outcomes
-    code, out = run(environment, QUICK, f"--workdir={folder}", *LIGHT)
+    code, out = run(environment, LIGHT, f"--workdir={folder}")
     assert code == 0, out
     assert fingerprints(folder) == fingerprints(whole[0])
     assert not list(folder.rglob("*tmp*"))
@@ -182,7 +175,7 @@ def test_a_missing_configuration_and_an_unknown_variant(environment, tmp_path):
 
 
 def test_the_workdir_of_another_configuration_is_refused(environment, whole):
-    code, out = run(environment, QUICK, f"--workdir={whole[0]}", "--config.teacher.batch_size=8", *LIGHT)
+    code, out = run(environment, LIGHT, f"--workdir={whole[0]}", "--config.teacher.batch_size=8")
     assert code == 2
     assert "belongs to another configuration (teacher.batch_size was 16, now 8)" in out
 
@@ -197,15 +190,14 @@ def test_a_workdir_that_cannot_be_written_is_refused(environment, tmp_path):
 def test_a_given_teacher_brings_its_own_network(environment, whole, tmp_path):
     code, out = run(
         environment,
-        QUICK,
+        LIGHT,
         f"--workdir={tmp_path / 'run'}",
         f"--config.teacher.checkpoint={whole[0] / 'teacher' / 'export'}",
         "--mode=sample",
-        *LIGHT,
-        "--config.network.channels=(24,16)",
+        "--config.network.channels=24",
     )
     assert code == 2
-    assert re.search(r"config.network is that of .*teacher/export: {.*'channels': \[8\]", out), out
+    assert re.search(r"config.network is that of .*teacher/export: {.*'channels': 16", out), out
     assert "no finished student" in out
 
 
@@ -213,11 +205,10 @@ def test_a_given_teacher_is_used_and_not_trained(environment, whole, tmp_path):
     folder = tmp_path / "run"
     code, out = run(
         environment,
-        QUICK,
+        LIGHT,
         f"--workdir={folder}",
         f"--config.teacher.checkpoint={whole[0] / 'teacher' / 'export'}",
         "--mode=distill",
-        *LIGHT,
     )
     assert code == 0, out
     assert not (folder / "teacher").exists()
@@ -234,7 +225,7 @@ def test_a_batch_that_does_not_divide_over_the_devices_is_refused(environment, t
 
 def test_a_diverging_run_stops_and_says_what_to_do(environment, tmp_path):
     code, out = run(
-        environment, QUICK, f"--workdir={tmp_path / 'run'}", "--config.teacher.optimizer.learning_rate=1e30", *LIGHT
+        environment, LIGHT, f"--workdir={tmp_path / 'run'}", "--config.teacher.optimizer.learning_rate=1e30"
     )
     assert code == 2
     assert re.search(
