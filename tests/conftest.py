@@ -2,7 +2,8 @@
 
 Most tests compile longer than they run. So XLA optimises little, fuses without the emitters that take most of its time,
 and does not split a program for threads, since the other core has a test of its own: a quarter of the time. What one
-test compiled, in whatever process, serves all of them.
+test compiled, in whatever process, serves all of them. On a loaded machine the threads of several devices may come to a
+collective later than the 40 seconds after which XLA ends the process.
 """
 
 import os
@@ -10,7 +11,8 @@ import tempfile
 
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_cpu_collective_call_terminate_timeout_seconds=240",
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers of pytest-xdist inherit it

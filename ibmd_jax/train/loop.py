@@ -117,8 +117,8 @@ def mean_info(infos: list[Any]) -> dict[str, float]:
 
 
 @jax.jit
-def _finite(tree: Params) -> jax.Array:
-    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+def _finite(x: jax.Array) -> jax.Array:
+    return jnp.isfinite(x).all()
 
 
 def fit(
@@ -205,7 +205,8 @@ def fit(
 
     def save(step: int, bar: tqdm) -> None:
         flush(bar)
-        if not bool(_finite(state)):
+        # Leaf by leaf: one program for all takes seconds to compile, and as in core.arrays.fingerprint they take turns.
+        if not all(bool(_finite(x)) for x in jax.tree.leaves(state)):
             raise not_finite(f"a parameter is not finite after step {step}")
         checkpoints.save(step, state, {"identity": identity, "stage": stage})
 

@@ -491,7 +491,7 @@ def test_a_teacher_trains_on_fashion_mnist(datasets, fashion_files, capsys, tmp_
     assert batch["x_0"].shape == (64, 32, 32, 1)
     assert set(batch["label"]) <= set(range(10))
 
-    config = config_files.load("inpaint").get_config("quicktest")
+    config = config_files.get_config()
     config.data.update(source="tfds:fashion_mnist", channels=1, fit="pad")
     with config.unlocked():
         config.network.out_channels = 1
