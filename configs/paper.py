@@ -1,6 +1,6 @@
 """The runs of the IBMD paper (arXiv 2502.01362, table 7), a row each: its teacher, its data, its hyper-parameters.
 
-python -m ibmd_jax.convert latest.pt --to teachers/jpeg-5              once: the published PyTorch teacher
+python -m ibmd_jax.convert latest.pt --to teachers/jpeg-5              once: the published teacher, and jpeg-5-raw
 python -m ibmd_jax.main --config=configs/paper.py:jpeg-5 --config.data.source=folder:/data/imagenet --mode=distill
 python -m ibmd_jax.main --config=configs/paper.py:jpeg-5-quicktest     a minute or two on 2 CPU cores: all of it, tiny
 
@@ -48,8 +48,14 @@ I2SB = {
     "parametrisation": {"name": "eps"},
     "sampler": {"name": "ancestral", "time_grid": "i2sb"},
     "optimizer": ADAMW,
-    # Both losses are plain errors of x_0; noise enters by three more channels.
-    "distill": {"steps": 3000, "noise_channels": 3, "student_weight": "one", "auxiliary_weight": "one"},
+    # Both losses are plain errors of x_0; noise enters by three more channels. "raw": the teacher without averaging.
+    "distill": {
+        "steps": 3000,
+        "noise_channels": 3,
+        "student_weight": "one",
+        "auxiliary_weight": "one",
+        "auxiliary_start": "raw",
+    },
 }
 DDBM = {
     "data": {"flip": True, "fit": "stretch", "filter": "bicubic", "corruption": "none"},
@@ -103,6 +109,7 @@ ROWS = {
             student_steps=4,
             multistep="posterior",
             rollout="ema",
+            start="raw",
             noise_channels=0,  # the hole of x_T is noise already
             student_weight="ten_to_2",
         ),
@@ -141,6 +148,9 @@ def get_config(arg: str = "jpeg-5") -> ml_collections.ConfigDict:
         "time_sampler": "uniform",
     }
     config.distill.update(**{**common, **chosen["distill"]})
+    for start in ("start", "auxiliary_start"):
+        if config.distill[start] == "raw":
+            config.distill[start] = f"teachers/{name}-raw"
     t_min = config.distill.t_min
     config.teacher.update(checkpoint=f"teachers/{name}", weight="native", ema_decay=0.99, t_min=t_min)
     config.evaluate.update(nfe=(1, 2, 10), features="none", batch_size=16, examples=1000)
@@ -157,7 +167,7 @@ def _quicktest(config: ml_collections.ConfigDict) -> None:
         config.network = {"name": "adm", **TINY, "conditional": config.network.conditional, "classes": 10 * labels}
     config.teacher.update(checkpoint="", steps=20, batch_size=16)
     config.teacher.optimizer.warmup = 5
-    config.distill.update(steps=3, batch_size=8, auxiliary_updates=1)
+    config.distill.update(steps=3, batch_size=8, auxiliary_updates=1, start="", auxiliary_start="")
     for optimizer in (config.distill.student_optimizer, config.distill.auxiliary_optimizer):
         optimizer.learning_rate = 1e-4
     config.evaluate.update(nfe=(1, 2), features="emoji", batch_size=32, examples=32)

@@ -24,7 +24,8 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "all",
     MODES,
-    "What to do; all: teacher, distill and evaluate, each skipped where its result is there.",
+    "What to do; all: teacher, distill and evaluate, each skipped where its result is there. evaluate: student and "
+    "teacher, or the teacher alone where there is no student yet.",
 )
 _INPUT = flags.DEFINE_string(
     "input", "", "A folder of images that --mode=sample restores, in the place of the test images."

@@ -11,5 +11,5 @@ if [[ "${1:-}" == --dry_run ]]; then
   printf '%q ' "${command[@]}" "$@" # quoted, to be pasted
   echo
 else
-  "${command[@]}" "$@"
+  exec "${command[@]}" "$@" # a signal to this script is one to the run
 fi

@@ -4,7 +4,7 @@
 #   launch/multiprocess.sh 2 --config=configs/inpaint.py
 #   launch/multiprocess.sh 2 --dry_run --config=configs/inpaint.py      only prints the commands
 #
-# Process i sees GPU i alone where nvidia-smi finds as many; on CPU, JAX_NUM_CPU_DEVICES is the devices of each.
+# Process i sees GPU i alone where nvidia-smi finds as many, or the i-th of CUDA_VISIBLE_DEVICES; on CPU, JAX_NUM_CPU_DEVICES is the devices of each.
 # PORT (12355) is where they meet. When one is lost the others end, too; SIGTERM makes all save and stop.
 set -euo pipefail
 
@@ -23,9 +23,12 @@ if [[ "${1:-}" == --dry_run ]]; then
 fi
 (($#)) || usage
 
-gpus=0
-if command -v nvidia-smi > /dev/null; then
-  gpus=$(nvidia-smi --list-gpus | wc -l)
+gpus=()
+if [[ -n "${CUDA_VISIBLE_DEVICES:-}" ]]; then
+  IFS=, read -ra gpus <<< "$CUDA_VISIBLE_DEVICES"
+elif command -v nvidia-smi > /dev/null; then
+  found=$(nvidia-smi --list-gpus | wc -l)
+  for ((i = 0; i < found; i++)); do gpus+=("$i"); done
 fi
 
 pids=()
@@ -33,8 +36,8 @@ trap 'kill -TERM "${pids[@]}" 2> /dev/null || true' TERM INT
 for ((i = 0; i < count; i++)); do
   command=(python3 -m ibmd_jax.main "$@"
     --coordinator="localhost:${PORT:-12355}" --processes="$count" --process="$i")
-  if ((count <= gpus)); then
-    command=(env CUDA_VISIBLE_DEVICES="$i" "${command[@]}")
+  if ((count <= ${#gpus[@]})); then
+    command=(env CUDA_VISIBLE_DEVICES="${gpus[i]}" "${command[@]}")
   fi
   if $dry_run; then
     printf '%q ' "${command[@]}" # quoted, to be pasted

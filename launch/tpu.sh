@@ -4,6 +4,8 @@
 #   launch/tpu.sh create NAME --zone=us-west4-a --type=v5litepod-16
 #   launch/tpu.sh setup  NAME --zone=us-west4-a      installs the last commit of this checkout on all workers
 #   launch/tpu.sh train  NAME --zone=us-west4-a -- --config=configs/paper.py:jpeg-5 --workdir=/mnt/shared/jpeg-5
+#   launch/tpu.sh log    NAME --zone=us-west4-a      what the first worker prints; Ctrl-C leaves the run alone
+#   launch/tpu.sh stop   NAME --zone=us-west4-a      the run saves and ends; the same train goes on
 #   launch/tpu.sh delete NAME --zone=us-west4-a
 #
 # A zone has some types only: us-west4-a v5litepod, us-east5-b v6e. --spot asks for a preemptible one. --dry_run only
@@ -13,7 +15,7 @@
 set -euo pipefail
 
 usage() {
-  sed -n '2,12s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 
@@ -60,7 +62,7 @@ esac
 case $action in
   create)
     [[ -n "$type" ]] || usage
-    run "${vm[@]}" create "$name" --zone="$zone" --accelerator-type="$type" --version="$runtime" "${spot[@]}"
+    run "${vm[@]}" create "$name" --zone="$zone" --accelerator-type="$type" --version="$runtime" ${spot[@]+"${spot[@]}"}
     ;;
   setup) # by uv, since the runtimes' own Python is older than ours
     archive=$(mktemp -u).tar.gz root=$(dirname "$0")/..
@@ -73,8 +75,11 @@ case $action in
     ;;
   train)
     (($#)) || usage
-    on_all "cd ibmd_jax && . .venv/bin/activate && python3 -m ibmd_jax.main $(printf '%q ' "$@")--coordinator=auto"
+    # In the background: the run is not to end with the connection.
+    on_all "cd ibmd_jax && . .venv/bin/activate && { nohup python3 -m ibmd_jax.main $(printf '%q ' "$@")--coordinator=auto > run.log 2>&1 < /dev/null & echo \$! > run.pid; }"
     ;;
+  log) run "${vm[@]}" ssh "$name" --zone="$zone" --worker=0 --command='tail -n 50 -f ibmd_jax/run.log' ;;
+  stop) on_all "kill -TERM \$(cat ibmd_jax/run.pid)" ;;
   delete) run "${vm[@]}" delete "$name" --zone="$zone" ;;
   *) usage ;;
 esac

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from ibmd_jax.bridges import BRIDGES, DDBMVP, OtOde
 from ibmd_jax.build import build, build_data, build_model
 from ibmd_jax.build.methods import _weight
 from ibmd_jax.build.model import _bridge
 from ibmd_jax.convert.__main__ import main as convert
+from ibmd_jax.core.arrays import from_uint8
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.corruptions import corruption
 from ibmd_jax.data.emoji import name_embeddings, rows_of
@@ -214,6 +216,44 @@ def test_what_would_fail_after_the_training_is_said_before(tmp_path):
     config.distill.start = ""
     with pytest.raises(UserError, match=r"config.data.size: ssim needs images of at least 11 x 11"):
         build(config)
+
+
+def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):
+    rng = np.random.default_rng(0)
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for i in range(3):
+            image = rng.integers(0, 256, (40, 48 + 8 * i, 3), dtype=np.uint8)
+            Image.fromarray(image).save(tmp_path / folder / f"{i}.png")
+    given = f"{tmp_path}/a"
+    config = quicktest()
+    config.data.update(source=f"paired:{given},{tmp_path}/b", corruption="none", filter="bicubic", filter_T="nearest")
+    data = build_data(config)
+    count, batches = data.inputs(given, False)
+    ((names, batch),) = batches
+    assert (count, names) == (3, ["0", "1", "2"])
+    np.testing.assert_array_equal(batch.x_T[0], from_uint8(data.train[0]["x_T"]))  # by filter_T
+
+    config.data.update(source=f"folder:{tmp_path}/b", corruption="sr4x-pool", fit="random-crop")
+    ((_, batch),) = build_data(config).inputs(given, False)[1]
+    assert batch.x_T.shape == (3, 32, 32, 3)  # the middle of each
+
+    (tmp_path / "a" / "1.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"1.png.* To pass such images over, set config.data.on_error=skip"):
+        list(build_data(config).inputs(given, False)[1])
+    config.data.on_error = "skip"
+    ((names, batch),) = build_data(config).inputs(given, False)[1]
+    assert (names, len(batch.x_T)) == (["0", "2"], 2)
+    assert "skipped" in caplog.text
+
+    config.data.update(corruption={"name": "mixture", "corruptions": ["inpaint-center", "noise"]}, fit="resize-crop")
+    with config.unlocked():
+        config.network.classes, config.distill.blind = 3, True
+    ((_, batch),) = build_data(config).inputs(given, True)[1]
+    config.data.corruption = "none"
+    ((_, plain),) = build_data(config).inputs(given, True)[1]
+    np.testing.assert_array_equal(batch.x_T, plain.x_T)  # no second corruption on top of the user's
+    assert batch.mask is None
 
 
 def test_the_names_of_the_emoji_reach_a_network_with_an_embedding():

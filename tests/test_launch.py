@@ -69,11 +69,66 @@ def test_dry_runs_for_a_tpu_print_the_commands():
     (line,) = dry(*tpu)
     assert line.startswith("gcloud compute tpus tpu-vm ssh pod --zone=here --worker=all --command=cd\\ ibmd_jax")
     assert "--coordinator=auto" in line
+    (log,) = dry("launch/tpu.sh", "log", "pod", "--zone=here", "--dry_run")
+    (stop,) = dry("launch/tpu.sh", "stop", "pod", "--zone=here", "--dry_run")
+    assert pasted(log)[-2:] == ["--worker=0", "--command=tail -n 50 -f ibmd_jax/run.log"]
+    assert pasted(stop)[-2:] == ["--worker=all", "--command=kill -TERM $(cat ibmd_jax/run.pid)"]
     create = dry("launch/tpu.sh", "create", "pod", "--zone=here", "--type=v6e-16", "--spot", "--dry_run")
     assert create == [
         "gcloud compute tpus tpu-vm create pod --zone=here --accelerator-type=v6e-16 --version=v2-alpha-tpuv6e --spot "
     ]
     assert len(dry("launch/tpu.sh", "setup", "pod", "--zone=here", "--dry_run")) == 3
+
+
+def test_a_run_on_a_tpu_outlives_its_connection_and_stops_by_its_number(tmp_path):
+    """What the workers are told, told to a shell here whose python3 sleeps."""
+    bin = tmp_path / "ibmd_jax" / ".venv" / "bin"
+    bin.mkdir(parents=True)
+    (bin / "activate").write_text(f"PATH={bin}:$PATH\n")
+    (bin / "python3").write_text('#!/bin/sh\necho "$@"\nexec sleep 60\n')
+    (bin / "python3").chmod(0o755)
+
+    def told(action, *args):
+        (line,) = dry("launch/tpu.sh", action, "pod", "--zone=here", "--dry_run", *args)
+        command = pasted(line)[-1].removeprefix("--command=")
+        return subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=20)
+
+    told("train", "--", "--config=a b")
+    process = int((tmp_path / "ibmd_jax" / "run.pid").read_text())
+    wait_until(lambda: (tmp_path / "ibmd_jax" / "run.log").read_text())
+    assert (tmp_path / "ibmd_jax" / "run.log").read_text() == "-m ibmd_jax.main --config=a b --coordinator=auto\n"
+    told("stop")
+    wait_until(lambda: not Path(f"/proc/{process}").exists() or "zombie" in Path(f"/proc/{process}/status").read_text())
+
+
+def wait_until(true):
+    end = time.time() + 20
+    while not true():
+        assert time.time() < end
+        time.sleep(0.05)
+
+
+def test_a_signal_to_the_local_script_is_one_to_the_run(tmp_path):
+    (tmp_path / "python3").write_text(
+        "#!/bin/sh\ntrap 'echo heard; exit 5' TERM\necho up\nwhile :; do sleep 0.05; done\n"
+    )
+    (tmp_path / "python3").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    process = subprocess.Popen(["bash", ROOT / "launch/local.sh"], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "up\n"
+    process.terminate()
+    assert process.communicate(timeout=20)[0] == "heard\n"
+    assert process.returncode == 5
+
+
+def test_processes_share_out_the_gpus_that_are_given():
+    given = {**os.environ, "CUDA_VISIBLE_DEVICES": "4,6"}
+    script = ["bash", "launch/multiprocess.sh", "2", "--dry_run", "--config=a"]
+    lines = subprocess.run(script, cwd=ROOT, env=given, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert [pasted(line)[:2] for line in lines] == [
+        ["env", "CUDA_VISIBLE_DEVICES=4"],
+        ["env", "CUDA_VISIBLE_DEVICES=6"],
+    ]
 
 
 def test_a_slurm_process_has_all_gpus_of_its_node(tmp_path):

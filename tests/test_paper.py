@@ -45,8 +45,11 @@ def full_size(row):
 
 def test_the_rows_are_those_of_the_paper():
     assert PAPER.ROWS.keys() == TABLE_7.keys() == SIZES.keys()
+    raw = {"inpaint-center": ("start", "auxiliary_start")}  # begin without averaging; of the others of I2SB the second
     for row, (steps, updates, rate, total) in TABLE_7.items():
         d = PAPER.get_config(row).distill
+        given = raw.get(row, ("auxiliary_start",) if row.startswith(("sr4x", "jpeg")) else ())
+        assert [d[name] for name in ("start", "auxiliary_start") if d[name]] == [f"teachers/{row}-raw"] * len(given)
         assert (d.student_steps, d.auxiliary_updates, d.steps, d.batch_size) == (steps, updates, total, 256)
         assert d.student_optimizer.learning_rate == d.auxiliary_optimizer.learning_rate == rate
 

@@ -1,6 +1,7 @@
 """What the README shows is run: its Python example, its commands on the quick configuration, and its links exist."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -52,6 +53,15 @@ def test_the_commands_run_in_order_from_an_empty_folder(environment, tmp_path):
     assert (run / "report.json").exists()
     assert sorted(p.name for p in (run / "samples").iterdir()) == [*(f"{i:05d}.png" for i in range(32)), "me.png"]
     assert (tmp_path / "teachers" / "tiny").is_dir()
+
+
+def test_the_ratios_in_the_text_are_those_of_the_results():
+    found = json.loads((ROOT / "benchmarks/results/inpaint.json").read_text())["rows"]
+    varied = {(row["label"], row["nfe"]): row["values"]["diversity"] for row in found}
+    ratios = [a / b for a, b in zip(varied["student", 1], varied["teacher", 100], strict=True)]
+    assert f"vary by {min(ratios):.2f} to {max(ratios):.2f} of what the teacher's do" in README.replace("\n", " ")
+    methods = (ROOT / "ibmd_jax/methods/README.md").read_text().replace("\n", " ")
+    assert "is {:.2f}, {:.2f} and {:.2f} of the teacher's at 100, by seed".format(*ratios) in methods
 
 
 def test_links_lead_somewhere():

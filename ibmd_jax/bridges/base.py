@@ -89,7 +89,7 @@ class Bridge:
         """Mean [B, ...] and standard deviation (broadcastable) of x_t given x_0 and x_s, t <= s: equation (4)."""
         alpha_s, alpha_t, sigma_s, sigma_t = self.alpha(s), self.alpha(t), self.sigma(s), self.sigma(t)
         ratio, fade = jnp.square(sigma_t / sigma_s), alpha_s / alpha_t
-        r = fade**2 * ratio  # rho_t^2 / rho_s^2
+        r = jnp.minimum(fade**2 * ratio, 1)  # rho_t^2 / rho_s^2; rounding may put t above s
         old, new, std = (expand(v, x_0) for v in (fade * ratio, alpha_t * (1 - r), sigma_t * jnp.sqrt(1 - r)))
         return old * x_s + new * x_0, std
 

@@ -67,6 +67,9 @@ class OtOde(Bridge):
     def noise_level(self, t: Array) -> Array:
         return self.of.noise_level(t)
 
+    def f_and_g2(self, t: Array) -> tuple[Array, Array]:
+        return self.of.f_and_g2(t)
+
     def slopes(self, t: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
         (a, b, c), (da, db, dc) = self.of.slopes(t)
         return (0 * c, b, a), (0 * dc, db, da)

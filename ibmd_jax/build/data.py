@@ -1,5 +1,6 @@
 """The data of a configuration: its source, corruption and batches."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +15,12 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array, Batch, Conditioning
 from ibmd_jax.corruptions import Corrupted, corruption, label_count
 from ibmd_jax.data import open_source
-from ibmd_jax.data.folder import fit_named, images_in
+from ibmd_jax.data.folder import TO_SKIP, fit_named, images_in
 from ibmd_jax.data.pipeline import ahead, check_example, check_labels, examples, make_corrupt
 from ibmd_jax.data.source import Example, Options, Source
 from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
 
+log = logging.getLogger(__name__)
 AHEAD = 2  # steps whose batches wait on the devices beside the one in use
 
 
@@ -36,7 +38,7 @@ class Data(NamedTuple):
     mesh: jax.sharding.Mesh
     batches: Callable[[str, int], Callable[[int], Iterator[Batch]]]
     test_batch: Callable[[int], Batch]
-    inputs: Callable[[str, bool], tuple[list[str], Iterator[Batch]]]
+    inputs: Callable[[str, bool], tuple[int, Iterator[tuple[list[str], Batch]]]]
 
 
 def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: Conditioning) -> Data:
@@ -66,13 +68,17 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
     def check(example: Example) -> None:
         check_labels(example, labels if given.classes else 0)
 
-    def inputs(folder: str, blind: bool) -> tuple[list[str], Iterator[Batch]]:
+    def inputs(folder: str, blind: bool) -> tuple[int, Iterator[tuple[list[str], Batch]]]:
         if conditioning != Conditioning() and not blind:
             raise UserError(
                 f"--input={folder}: this student is told a label or text of each image, and files have none"
             )
-        makes_hole = corrupts and jax.eval_shape(corrupts, jax.random.key(0), jnp.zeros(image_shape)).mask is not None
-        return _inputs(folder, options, corrupt("input") if makes_hole else None, c)
+        # A mixture with an inpainting has a mask, too; what its tasks have made of the images is not known.
+        makes_hole = not tasks and corrupts and _hole(corrupts, image_shape)
+        fitting = options._replace(fit="crop") if options.fit == "random-crop" else options
+        if not corrupts:  # the images are x_T as the source has it
+            fitting = fitting._replace(filter=options.filter_T or options.filter)
+        return _inputs(folder, fitting, corrupt("input") if makes_hole else None, c["evaluate"]["batch_size"])
 
     return Data(
         train,
@@ -99,6 +105,10 @@ def _corruption(spec: str | dict[str, Any], image_shape: tuple[int, int, int]) -
     return function
 
 
+def _hole(corrupts: Callable[..., Corrupted], image_shape: tuple[int, int, int]) -> bool:
+    return jax.eval_shape(corrupts, jax.random.key(0), jnp.zeros(image_shape)).mask is not None
+
+
 def _test_batch(
     source: Source, corrupt: Callable[[Example, Array], Batch], check: Callable[[Example], None], count: int, size: int
 ) -> Batch:
@@ -114,29 +124,40 @@ def _test_batch(
 
 
 def _inputs(
-    folder: str, options: Options, cut: Callable[[Example, Array], Batch] | None, c: dict[str, Any]
-) -> tuple[list[str], Iterator[Batch]]:
-    """Names and batches of a folder's images as x_T, in the size that the student has.
+    folder: str, options: Options, cut: Callable[[Example, Array], Batch] | None, size: int
+) -> tuple[int, Iterator[tuple[list[str], Batch]]]:
+    """How many images a folder has, and batches of at most `size` of them as x_T, with their names.
 
     Args: cut: the corruption where it makes a hole; the images are then whole, and get one.
-    Raises: UserError without a folder, without images, or for two images that differ in their suffix alone.
+    Raises: UserError without a folder, without images, or for two images that differ in their suffix alone; and, when
+        it comes to it, for an unreadable one, if options.on_error is not "skip".
     """
-    root, size = Path(folder).expanduser(), c["evaluate"]["batch_size"]
+    root = Path(folder).expanduser()
     files = images_in(root)
     names = [str(f.relative_to(root).with_suffix("")) for f in files]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"--input={folder}: several images are called {twice[0]}, and would get the same name")
 
-    def parts() -> Iterator[Batch]:
-        for begin in range(0, len(files), size):
-            images = np.stack([fit_named(f, options) for f in files[begin : begin + size]])
-            if cut:
-                yield jax.tree.map(np.asarray, cut({"x_0": images}, begin + np.arange(len(images))))
-            else:
-                yield Batch(from_uint8(images))
+    def readable(numbers: range) -> Iterator[tuple[int, np.ndarray]]:
+        for i in numbers:
+            try:
+                yield i, fit_named(files[i], options)
+            except UserError as error:
+                if options.on_error == "raise":
+                    raise UserError(f"{error}. {TO_SKIP}") from error
+                log.warning("skipped: %s", error)
 
-    return names, parts()
+    def parts() -> Iterator[tuple[list[str], Batch]]:
+        for begin in range(0, len(files), size):
+            found = dict(readable(range(begin, min(begin + size, len(files)))))
+            if not found:
+                continue
+            numbers, images = np.asarray(list(found)), np.stack(list(found.values()))
+            batch = jax.tree.map(np.asarray, cut({"x_0": images}, numbers)) if cut else Batch(from_uint8(images))
+            yield [names[i] for i in found], batch
+
+    return len(files), parts()
 
 
 def _batches(

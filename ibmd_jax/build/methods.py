@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import logging
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ from ibmd_jax.networks.generator import told_earlier
 from ibmd_jax.networks.head import Head
 from ibmd_jax.samplers import SAMPLERS, dbim
 from ibmd_jax.train.optim import make_optimizer
+
+log = logging.getLogger(__name__)
 
 
 class Sampling(NamedTuple):
@@ -135,6 +138,13 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
     # Pre-training leaves the student and its schedule where they are.
     student = _optimizer(c, "distill", "student_optimizer", d["steps"] - d.get("pretraining", 0))
     auxiliary = _optimizer(c, "distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"])
+    noisy = named(c["data"]["corruption"], "corruption")[0].startswith(("inpaint", "noise", "pure-noise"))
+    if d["noise_channels"] == 0 and (c["network"]["conditional"] or not noisy):
+        log.warning(
+            "config.distill.noise_channels = 0: this student gives one x_0 for an x_T, where its teacher draws from "
+            "many; %d would let it draw, too",
+            c["data"]["channels"],
+        )
     names = ("auxiliary_updates", "normalise", "noise_channels", "ema_decay", "t_min", "accumulate")
     return (parts.denoise, parts.bridge, student, auxiliary), {
         **{name: d[name] for name in names},

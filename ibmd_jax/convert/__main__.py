@@ -41,9 +41,14 @@ def shapes_of(network: dict[str, Any], channels: int) -> dict[str, tuple[int, ..
 def to_teacher(
     source: Path, folder: Path, kind: str, head_channels: int, attention: str = "", x_T: bool = False
 ) -> None:
-    """A PyTorch checkpoint into a teacher's folder. Raises: UserError, with nothing written."""
-    if folder.exists():
-        raise UserError(f"{folder} exists: choose another folder, or remove it")
+    """A PyTorch checkpoint into a teacher's folder, and one beside it for the weights that an average was made of.
+
+    Raises: UserError, with nothing written unless a disk is full.
+    """
+    beside = folder.with_name(f"{folder.name}-raw")
+    for place in (folder, beside):
+        if place.exists():
+            raise UserError(f"{place} exists: choose another folder, or remove it")
     found = recognise(source, kind, head_channels, x_T)
     network = found.model["network"]
     if attention:
@@ -58,9 +63,13 @@ def to_teacher(
         f"attention order  {order}; heads of {head_channels} channels (not in the file: --attention, --head_channels)"
     )
     print(f"parameters       {sum(map(math.prod, expected.values())):,}")
-    export_params(folder, unflatten_dict(params, sep="/"), {"stage": "teacher", "step": 0, "model": found.model})
+    meta = {"stage": "teacher", "step": 0, "model": found.model}
+    export_params(folder, unflatten_dict(params, sep="/"), meta)
     use = "start" if found.source == "adm" else "checkpoint"
     print(f"wrote            {folder}: use it by config.teacher.{use}")
+    if found.raw is not None:
+        export_params(beside, unflatten_dict(convert(found.raw, expected), sep="/"), meta)
+        print(f"wrote            {beside}: without averaging; the authors' auxiliary_start, in config.distill")
 
 
 def to_pytorch(source: Path, file: Path) -> None:

@@ -28,12 +28,14 @@ State = Mapping[str, np.ndarray]
 
 
 class Checkpoint(NamedTuple):
-    """state: parameters under their PyTorch names. model: the sections of a configuration that they need."""
+    """state: parameters under their PyTorch names. model: the sections of a configuration that they need. raw: the same
+    parameters without averaging, where `state` has their average."""
 
     source: str
     state: State
     model: dict[str, Any]
     notes: list[str]
+    raw: State | None = None
 
 
 def network_settings(state: State, head_channels: int) -> dict[str, Any]:
@@ -91,32 +93,34 @@ def _plain(name: str) -> str:
 def _i2sb(found: dict[str, Any], path: Path, head_channels: int) -> Checkpoint:
     net, ema = _tensors(found["net"], path), found.get("ema") or {}
     shadow = ema.get("shadow_params")
-    names, notes = [_plain(name) for name in net], []
-    if shadow is None:
-        state, notes = dict(zip(names, net.values(), strict=True)), ["it has no EMA: took the raw weights"]
-    else:
+    raw = {_plain(name): value for name, value in net.items()}
+    names, state, notes = list(raw), raw, ["it has no EMA: took the raw weights"]
+    if shadow is not None:
         if len(shadow) != len(names):
             raise UserError(f"{path}: its EMA has {len(shadow)} tensors, its network {len(names)}")
-        for name, raw, mean in zip(names, net.values(), shadow, strict=True):
-            if raw.shape != mean.shape:
-                raise UserError(f"{path}: {name} is {mean.shape} in the EMA, {raw.shape} in the network")
+        for (name, value), mean in zip(raw.items(), shadow, strict=True):
+            if value.shape != mean.shape:
+                raise UserError(f"{path}: {name} is {mean.shape} in the EMA, {value.shape} in the network")
         state = dict(zip(names, shadow, strict=True))
-        notes.append(f"EMA of decay {ema.get('decay')} after {ema.get('num_updates')} updates")
+        notes = [f"EMA of decay {ema.get('decay')} after {ema.get('num_updates')} updates"]
     options_file = path.with_name("options.pkl")
     if not options_file.exists():
         raise UserError(f"there is no {options_file}: I2SB writes it beside latest.pt, and the process is in it")
-    options = vars(load_pickle(options_file))  # may hold access keys: never printed as a whole
+    options = load_pickle(options_file)  # may hold access keys: never printed as a whole
     try:
+        options = options if isinstance(options, dict) else vars(options)
         bridge = {"name": "i2sb_table", "beta_max": float(options["beta_max"]), "steps": int(options["interval"])}
         conditional, ot_ode = bool(options["cond_x1"]), bool(options["ot_ode"])
     except KeyError as error:
         raise UserError(f"{options_file} lacks the option {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{options_file} does not hold the options of I2SB ({error})") from error
     model = {
         "network": {**network_settings(state, head_channels), "legacy_attention": True, "conditional": conditional},
         "bridge": {**bridge, "ot_ode": ot_ode},
         "parametrisation": {"name": "eps"},
     }
-    return Checkpoint("i2sb", state, model, notes)
+    return Checkpoint("i2sb", state, model, notes, None if shadow is None else raw)
 
 
 def _with_x_T(state: State) -> State:
@@ -167,8 +171,9 @@ def recognise(path: str | Path, source: str = "", head_channels: int = 64, x_T: 
     if isinstance(found, dict) and "net" in found:
         return _i2sb(found, path, head_channels)
     state = {_plain(name): value for name, value in _tensors(found, path).items()}
-    if "input_blocks.0.0.weight" not in state:
-        raise UserError(f"{path} is not an ADM UNet: it lacks the parameter input_blocks.0.0.weight")
+    for name in ("input_blocks.0.0.weight", "out.2.weight"):
+        if name not in state:
+            raise UserError(f"{path} is not an ADM UNet: it lacks the parameter {name}")
     source = source or _kind(state)
     process = lookup(PROCESSES, source, "source")
     notes = []

@@ -15,6 +15,7 @@ from ibmd_jax.data.images import SUFFIXES, fit_image, read_image
 from ibmd_jax.data.source import Example, Options, split_indices
 
 log = logging.getLogger(__name__)
+TO_SKIP = "To pass such images over, set config.data.on_error=skip"
 SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
 
 
@@ -35,7 +36,7 @@ class Files:
                 return self.load(self.items[i % len(self)])
             except UserError as error:
                 if self.on_error == "raise":
-                    raise UserError(f"{error}. To pass such images over, set config.data.on_error=skip") from error
+                    raise UserError(f"{error}. {TO_SKIP}") from error
                 if i % len(self) not in self.skipped:
                     self.skipped.add(i % len(self))
                     log.warning("skipped image no. %d of %d: %s", len(self.skipped), len(self), error)
@@ -93,7 +94,11 @@ def folder(where: str, split: str, options: Options) -> Files:
 
 def corrupted(where: str, split: str, options: Options) -> Files:
     """Corrupted images alone, which are all that distillation needs."""
-    return Files(_files(where, split)[1], lambda file: {"x_T": fit_named(file, options)}, options.on_error)
+
+    def load(file: Path) -> Example:
+        return {"x_T": fit_named(file, options, options.filter_T)}
+
+    return Files(_files(where, split)[1], load, options.on_error)
 
 
 def paired(where: str, split: str, options: Options) -> Files:

@@ -25,7 +25,7 @@ def read_image(path: Path, channels: int, content: bytes | None = None) -> Image
     """The first frame of a file, upright, as RGB or grey of 8 bits; transparency is put on white.
 
     Args: content: the file's bytes, where they are at hand; path is then but a name.
-    Raises: UserError that names the file, for whatever is wrong with it.
+    Raises: UserError that names the file, for whatever is wrong with it, pixels of 32 bits included.
     """
     try:
         with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
@@ -43,7 +43,9 @@ def read_image(path: Path, channels: int, content: bytes | None = None) -> Image
 
 
 def _plain(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+        raise ValueError("its pixels have 32 bits, and no file tells their range: save it with 8 or 16")
+    if image.mode.startswith("I"):  # 16 bits, also those of PGM
         image = Image.fromarray(np.clip(np.asarray(image) / 257, 0, 255).round().astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")

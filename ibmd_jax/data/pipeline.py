@@ -8,6 +8,7 @@ step by number, and sees the same global batches, in the same order, on any numb
 import collections
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -76,8 +77,15 @@ def examples(
     if workers:
         if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which only programs parse
             flags.FLAGS.mark_as_parsed()
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=leave_signals)
     return iter(dataset)
+
+
+def leave_signals(*_: int) -> None:
+    """In a worker process: a signal to all of a job is for the run to answer, which needs batches until it stops."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def images_of(example: Example) -> Example:

@@ -14,14 +14,14 @@ The minus sign rewards Var[x_0 | x_t], which keeps the student from collapsing o
 A student of N steps (section 3.5) starts from states x_{t_n} of its own sampling, T = t_N > ... > t_1 > 0, made without
 gradient. The authors' code has two ways, in the place of (1); x_0 = G_theta(x_{t_n}, t_n, z) in both:
 
-    marginal (DDBM's)    n one for a step,     x_{t_n} on the path of posterior draws of G_theta from x_T,
+    marginal (DDBM's)    n one for a batch,    x_{t_n} on the path of posterior draws of G_theta from x_T,
                          t ~ U[t_min, T],      x_t ~ q(x_t | x_0, x_T)                                       (4)
     posterior (I2SB's)   n one for an example, x_{t_n} ~ q(x_{t_n} | y, x_T), y restored by the EMA in N steps,
                          t ~ U[t_min, t_n],    x_t ~ q(x_t | x_0, x_{t_n})                                   (5)
 
-The auxiliary is not told n. In (4) it follows the n of its step, which all L + 1 updates share: were n drawn for each,
-it would fit the mixture of all n, and (3) would ask the teacher's coupling of that mixture alone, not of each n. In (5)
-it does fit the mixture.
+The auxiliary is not told n. In (4) all L + 1 updates of a step share one n here, unlike in the authors' code: drawn for
+each batch, as there, the auxiliary fits the mixture of all n, and (3) asks the teacher's coupling of that mixture
+alone, not of each n. In (5) it does fit the mixture.
 
 Where clean images exist they can take part (RealUID, arXiv 2509.22459, section 4): with 0 < alpha < 1, each term of
 (3) becomes, y_0 being a clean image and y_t on its bridge,
@@ -214,7 +214,7 @@ def ibmd(
     Args:
         steps: N, the most steps that the student is trained for. multistep: "marginal" (4) or "posterior" (5).
         rollout: "student" or "ema", whose parameters make x_{t_n}: (4) has the student's, (5) the average's.
-        same_z: one z serves a whole roll-out; otherwise each evaluation draws its own.
+        same_z: one z serves a whole roll-out of (4); otherwise each evaluation draws its own.
         auxiliary_updates: L of algorithm 1. A step consumes L + 1 batches.
         pretraining: number of first steps that update the auxiliary network alone.
         student_weight, auxiliary_weight: lambda(t) of (3) and of (2); they may differ, since the minimiser of (2)
@@ -231,8 +231,8 @@ def ibmd(
         student_label: a label that the student is given in the place of batch.cond, which teacher and auxiliary see: a
             student blind to the task.
         accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
-    Raises: ValueError for another multistep or rollout, for "posterior" from noise, and for alpha and beta that (6)
-        does not allow; `sample` for more than N steps.
+    Raises: ValueError for another multistep or rollout, for "posterior" from noise or with same_z, and for alpha and
+        beta that (6) does not allow; `sample` for more than N steps.
     """
     for name, value, known in (
         ("multistep", multistep, ("marginal", "posterior")),
@@ -240,6 +240,8 @@ def ibmd(
     ):
         if value not in known:
             raise ValueError(f"{name} = {value!r}: it must be {known[0]} or {known[1]}")
+    if same_z and multistep == "posterior":
+        raise ValueError("same_z is for multistep = 'marginal': the states of 'posterior' come from another roll-out")
     alpha, beta = real_data
     if not (0 < alpha < 1 or alpha == beta == 1):
         raise ValueError(f"real_data = {alpha, beta}: alpha is between 0 and 1, or both are 1")

@@ -200,8 +200,9 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
         }
     sizes = {name: bytes_on_a_chip(part) for name, part in parts.items()}
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
-    # A step takes several batches, those of the next steps wait, and all have x_0 whether or not the method reads it.
-    sizes["batch"] = bytes_on_a_chip(batch._replace(x_0=x)) * method.batches * (1 + AHEAD)
+    # A step takes several batches; beside its own there are those that wait and the one that is being made. All have
+    # x_0, whether or not the method reads it.
+    sizes["batch"] = bytes_on_a_chip(batch._replace(x_0=x)) * method.batches * (2 + AHEAD)
     microbatch = settings.batch_size // (len(devices) * settings.accumulate)
     return Job(method, mesh, state, frozen, batch, sizes, whole, microbatch)
 

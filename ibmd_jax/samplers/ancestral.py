@@ -24,7 +24,8 @@ def ancestral(
     mask: Array | None = None,
     **common: Any,
 ) -> Any:
-    """Restores x_T [B, ...] with len(times) - 1 network evaluations; a last time of 0 returns the last x_0 estimate.
+    """Restores x_T [B, ...] with len(times) - 1 network evaluations; a last time of 0 returns the last x_0 estimate
+    (on a table nearly: its first entry is not 0).
 
     See samplers/base.py for the other arguments.
     """

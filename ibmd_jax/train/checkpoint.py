@@ -95,8 +95,17 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int):
         self.folder = folder.absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,
+            # If one process cannot write, the others wait so long for it, and the run for them.
+            async_options=ocp.AsyncOptions(timeout_secs=600),
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("tree", "meta"))
+        # Orbax would ask for preemption with numbers of its own, between those of processes.preempted: JAX says yes to
+        # one number only, which those would make it pass by.
+        self._manager.reached_preemption = lambda step: False
 
     def save(self, step: int, state: Params, extra: Meta) -> None:
         """Saves a state under its step. Returns once the arrays are copied; the files follow in the background.
@@ -190,7 +199,7 @@ def export_params(folder: Path, params: Params, extra: Meta) -> None:
         except Exception as error:
             raise UserError(
                 f"cannot write {folder} ({_first_line(error)}): free some space, or make it writable; the same command "
-                "goes on from the last checkpoint"
+                "then goes on from the last checkpoint, if there is one"
             ) from error
     barrier(f"{folder} written")
 
@@ -204,7 +213,10 @@ def read_meta(folder: Path | str) -> Meta:
         try:
             return checkpointer.restore(path, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
         except Exception as error:
-            raise UserError(f"the checkpoint {path} is unreadable ({_first_line(error)})") from error
+            raise UserError(
+                f"the checkpoint {path} is unreadable ({_first_line(error)}): is it the folder of an export, such as "
+                "runs/inpaint/teacher/export?"
+            ) from error
 
 
 def check_params(folder: Path | str, abstract: Params) -> None:

@@ -51,7 +51,9 @@ def other_inputs(batch: Batch, number: int, generates: bool) -> Batch:
     if batch.mask is None or number == 0:
         return batch
     noise = np.random.default_rng(number).standard_normal(batch.x_T.shape, np.float32)
-    return batch._replace(x_T=np.where(batch.mask & (batch.x_T != 0), noise, batch.x_T))  # a grey hole is 0
+    whole = batch.mask.all(axis=(1, 2, 3), keepdims=True)  # of another task than inpainting, in a mixture
+    hole = batch.mask & ~whole & (batch.x_T != 0)  # a grey hole is 0
+    return batch._replace(x_T=np.where(hole, noise, batch.x_T))
 
 
 def split(batch: Batch, size: int) -> list[Batch]:

@@ -11,7 +11,6 @@ WORKDIR/config.json              the configuration that owns the folder
 """
 
 import functools
-import itertools
 import json
 import logging
 import time
@@ -37,7 +36,7 @@ from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
 from ibmd_jax.train.pictures import expendable, save_curves, save_grid
-from ibmd_jax.train.processes import highest, is_first, say, to_host
+from ibmd_jax.train.processes import end_on_sigterm, highest, is_first, say, to_host
 from ibmd_jax.train.sharding import abstract_state
 from ibmd_jax.train.workdir import check_workdir
 
@@ -66,7 +65,7 @@ class Job(NamedTuple):
     generates: bool
     test: Callable[[], Batch]
     few: Callable[[], Batch]
-    inputs: Callable[[str], tuple[list[str], Iterator[Batch]]]
+    inputs: Callable[[str], tuple[int, Iterator[tuple[list[str], Batch]]]]
     clean: bool
     features: Callable[[Array], Array] | None
     schedule: Schedule
@@ -94,6 +93,8 @@ def run(job: Job, folder: Path, mode: str) -> None:
     check_workdir(folder, job.config)
     seconds: dict[str, float] = {}
     for stage in stages:
+        if stage not in (train_teacher, distill):
+            end_on_sigterm()  # nothing to save
         begin = time.perf_counter()
         stage(job, folder, seconds)
         seconds[stage.__name__] = time.perf_counter() - begin
@@ -300,8 +301,12 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     """Teacher and student on the test images: a table on the terminal, report.json and samples.png."""
     c = job.config["evaluate"]
-    (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
-    rows = [("student", n, n, job.distill, student) for n in job.student_steps]
+    teacher, rows = load_teacher(job, folder)[0], []
+    if (folder / "distill" / "export").exists():
+        student = load_student(job, folder)[0]
+        rows = [("student", n, n, job.distill, student) for n in job.student_steps]
+    else:
+        say(f"No finished student in {folder}: this is its teacher alone.")
     rows += [("teacher", nfe, steps, job.teacher, teacher) for nfe, steps in job.teacher_steps.items()]
     samplers = [
         Sampler(label, nfe, jax.jit(functools.partial(method.sample, steps=steps)), params)
@@ -320,17 +325,15 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         generates=job.generates,
         report=report,
     )
-    few = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
-    columns = _between(job, job.test(), images)
-    save_grid(folder / "samples.png", {name: np.asarray(x)[few] for name, x in columns.items()})
-    slowest = max(rows, key=lambda row: row.nfe)
-    speed_up = rows[0].images_per_second / slowest.images_per_second
     say(f"\n{table(rows)}\n")
-    fast = rows[0].nfe
-    say(f"The student at {fast} NFE makes {speed_up:.0f} times the images/s of the teacher at {slowest.nfe} NFE.")
+    first, slowest = rows[0], max((row for row in rows if row.label == "teacher"), key=lambda row: row.nfe)
+    speed_up = None
+    if first.label == "student":
+        speed_up = first.images_per_second / slowest.images_per_second
+        fast, slow = first.nfe, slowest.nfe
+        say(f"The student at {fast} NFE makes {speed_up:.3g} times the images/s of the teacher at {slow} NFE.")
     if job.features is not None:
         say(f"FID and KID use the features {c['features']!r}: they compare with no published number.")
-    say(f"Wrote {folder / 'report.json'} and {folder / 'samples.png'}.")
     content = {
         "rows": [row._asdict() for row in rows],
         "speed_up": speed_up,
@@ -340,8 +343,17 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         "jax": jax.__version__,
         "config": job.config,
     }
-    if is_first():
-        (folder / "report.json").write_text(json.dumps(content, indent=1))
+    path = folder / "report.json"
+    try:
+        if is_first():
+            path.write_text(json.dumps(content, indent=1))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; the table above is all of its numbers") from error
+    few = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
+    picture, columns = folder / "samples.png", _between(job, job.test(), images)
+    with expendable(picture):
+        save_grid(picture, {name: np.asarray(x)[few] for name, x in columns.items()})
+    say(f"Wrote {path} and {picture}.")
 
 
 def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
@@ -349,21 +361,33 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     student, _ = load_student(job, folder)
     restore, key, out = jax.jit(job.distill.sample), _key(job, "sample"), folder / "samples"
     if job.input:
-        names, batches = job.inputs(job.input)
+        count, batches = job.inputs(job.input)
     else:
-        names, batches = [f"{i:05d}" for i in range(len(job.test().x_T))], [job.test()]
-    size, left = job.config["evaluate"]["batch_size"], iter(names)
-    with tqdm(total=len(names), desc="sample", unit="image", disable=not is_first()) as bar:
-        for number, part in enumerate(part for batch in batches for part in split(batch, size)):
+        count, batches = len(job.test().x_T), [([f"{i:05d}" for i in range(len(job.test().x_T))], job.test())]
+    size, written = job.config["evaluate"]["batch_size"], 0
+    parts = (
+        (names[i * size : (i + 1) * size], part)
+        for names, batch in batches
+        for i, part in enumerate(split(batch, size))
+    )
+    with tqdm(total=count, desc="sample", unit="image", disable=not is_first()) as bar:
+        for number, (names, part) in enumerate(parts):
             images = to_uint8(to_host(restore(student, step_key(key, "part", number), part)))
-            done = list(itertools.islice(left, size))  # beyond the last name, a part is filled up
-            for name, image in zip(done, images, strict=False):
+            for name, image in zip(names, images, strict=False):  # beyond the last name, a part is filled up
                 if is_first():
-                    path = out / f"{name}.png"
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(image.squeeze()).save(path)
-            bar.update(len(done))
-    say(f"Wrote {len(names)} restored images to {out}.")
+                    _write_image(out / f"{name}.png", image)
+            written += len(names)
+            bar.update(len(names))
+    say(f"Wrote {written} restored images to {out}.")
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    """Raises: UserError if it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.squeeze()).save(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 INTERPOLATED = 9  # images of a line, both ends among them

@@ -1,5 +1,6 @@
 """Optimisers and learning rates by name."""
 
+import math
 from collections.abc import Callable
 
 import optax
@@ -33,8 +34,19 @@ def make_optimizer(
         warmup: updates of linear warm-up from 0.
         decay: whether the rate then falls to 0 along a cosine; otherwise it stays.
         weight_decay: AdamW's; optax has another default.
-    Raises: ValueError for weight_decay with another optimiser.
+    Raises: ValueError for weight_decay with another optimiser, and for numbers that cannot be.
     """
+    for field, value, good in (
+        ("learning_rate", learning_rate, 0 <= learning_rate < math.inf),
+        ("b1", b1, 0 <= b1 < 1),
+        ("b2", b2, 0 <= b2 < 1),
+        ("clip", clip, 0 <= clip < math.inf),
+        ("warmup", warmup, warmup >= 0),
+        ("weight_decay", weight_decay, 0 <= weight_decay < math.inf),
+    ):
+        if not good:
+            limit = "from 0, and less than 1" if field in ("b1", "b2") else "a number of at least 0"
+            raise ValueError(f"{field} = {value}: it must be {limit}")
     if weight_decay and name != "adamw":
         raise ValueError(f"weight_decay = {weight_decay} is for adamw, not {name}")
     own = {"weight_decay": weight_decay} if name == "adamw" else {}

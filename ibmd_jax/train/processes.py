@@ -7,6 +7,7 @@ prints, asks `is_first`; what it writes is read by the others after a `barrier`.
 import contextlib
 import itertools
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -39,6 +40,17 @@ def connect(coordinator: str, processes: int, process: int) -> None:
         jax.distributed.initialize(*named, heartbeat_timeout_seconds=30)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes by --coordinator={coordinator}: {error}") from error
+    if jax.process_count() == 1:  # its training has handlers of its own
+        end_on_sigterm()
+
+
+def end_on_sigterm() -> None:
+    """Where nothing asks whether it was `preempted`, SIGTERM ends this process, as it does any other one.
+
+    JAX, once it has joined other processes, does no more than note the signal.
+    """
+    if jax.distributed.is_initialized():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

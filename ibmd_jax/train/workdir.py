@@ -12,7 +12,8 @@ from ibmd_jax.train.processes import is_first
 
 # What does not change the trained parameters, beyond rounding: it may differ between the runs of one workdir.
 FREE_SECTIONS = ("schedule", "evaluate")
-FREE_FIELDS = ("data.workers", "network.remat", "teacher.accumulate", "distill.accumulate")
+# A run that raises on broken images has met none so far, and may go on by passing them over.
+FREE_FIELDS = ("data.workers", "data.on_error", "network.remat", "teacher.accumulate", "distill.accumulate")
 
 
 def check_workdir(folder: Path, config: dict[str, Any]) -> None:

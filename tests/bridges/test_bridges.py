@@ -210,6 +210,25 @@ def test_drift_and_diffusion_give_the_posterior_of_a_small_step(bridge):
         np.testing.assert_allclose(std**2 / h, bridge.f_and_g2(t)[1].reshape(1, 1), rtol=1e-3)
 
 
+def test_the_diffusion_of_an_ode_bridge_is_that_of_its_sde():
+    """What the weight g2 is made of; of a table, no derivative of its entries."""
+    t = jnp.array([0.1, 0.5, 0.9])
+    for of in (I2SB(), I2SBTable()):
+        for ours, theirs in zip(OtOde(of).f_and_g2(t), of.f_and_g2(t), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert (OtOde(of).f_and_g2(t)[1] > 1).all()
+
+
+@every_bridge
+def test_the_posterior_of_the_same_time_draws_nothing(bridge):
+    """Nor is it NaN where rounding puts t an ulp above s."""
+    x_0, x_s, s = jnp.ones((1, 1)), -jnp.ones((1, 1)), jnp.float32(0.7 * bridge.T)
+    for t in (s, jnp.nextafter(s, jnp.float32(jnp.inf))):
+        mean, std = bridge.posterior(x_0, x_s, s, t)
+        np.testing.assert_allclose(mean, x_s, atol=1e-5)
+        np.testing.assert_allclose(std, 0, atol=2e-3 * bridge.T)
+
+
 @smooth
 def test_velocity_is_the_time_derivative_of_the_path(bridge):
     with jax.enable_x64(True):

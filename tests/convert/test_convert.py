@@ -84,6 +84,7 @@ def test_an_i2sb_run_becomes_a_teacher_from_its_ema(tmp_path, capsys):
     assert "SECRET" not in printed
     params, meta = loaded(tmp_path / "teacher")
     same(params, ema)
+    same(loaded(tmp_path / "teacher-raw")[0], raw)
     assert meta["model"]["bridge"] == {"name": "i2sb_table", "beta_max": 0.3, "steps": 1000, "ot_ode": True}
     assert meta["model"]["network"] == {**NETWORK, "legacy_attention": True, "conditional": False}
     more = ["--head_channels", "16", "--attention", "new"]
@@ -285,6 +286,28 @@ def test_heads_that_do_not_divide_the_network_are_refused(tmp_path, capsys, widt
     error = capsys.readouterr().err
     assert re.fullmatch(rf"error: --head_channels={width}: attention on \d+ channels has no such heads\n", error), error
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({**OPTIONS, "beta_max": None}, "options.pkl does not hold the options of I2SB"),
+        ({k: v for k, v in OPTIONS.items() if k != "interval"}, "options.pkl lacks the option 'interval'"),
+        (["beta_max"], "options.pkl does not hold the options of I2SB"),
+    ],
+)
+def test_options_that_are_not_those_of_i2sb_are_named(tmp_path, capsys, options, message):
+    source = i2sb_run(tmp_path / "run", weights(), weights())
+    (tmp_path / "run" / "options.pkl").write_bytes(pickle.dumps(options))
+    assert main([str(source), "--to", str(tmp_path / "out"), "--head_channels", "16"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_without_its_last_layer_is_refused(tmp_path, capsys):
+    state = {name: v for name, v in to_torch(weights()).items() if not name.startswith("out.2.")}
+    torch_zip.save(tmp_path / "part.pt", state)
+    assert main([str(tmp_path / "part.pt"), "--to", str(tmp_path / "out"), "--head_channels", "16"]) == 2
+    assert "is not an ADM UNet: it lacks the parameter out.2.weight" in capsys.readouterr().err
 
 
 def test_i2sb_without_its_options_and_with_another_ema(tmp_path, capsys):

@@ -114,6 +114,12 @@ def test_images_of_all_modes_are_read(tmp_path):
     np.testing.assert_allclose(read_image(tmp_path / "rgba.png", 3), white, atol=1)
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_image(tmp_path / "deep.png", 1), grey)
+    (tmp_path / "deep.pgm").write_bytes(b"P5 64 48 65535\n" + (grey.astype(">u2") * 257).tobytes())
+    np.testing.assert_array_equal(read_image(tmp_path / "deep.pgm", 1), grey)
+    for kind in (np.int32, np.float32):  # 0 to 1, 0 to 255, or anything
+        Image.fromarray(grey.astype(kind)).save(tmp_path / "deeper.tiff")
+        with pytest.raises(UserError, match=r"cannot read the image .*deeper.tiff: its pixels have 32 bits"):
+            read_image(tmp_path / "deeper.tiff", 1)
     frames = [Image.fromarray(np.full((4, 4, 3), v, np.uint8)) for v in (10, 200)]
     frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
     assert np.asarray(read_image(tmp_path / "moving.gif", 3)).max() == 10

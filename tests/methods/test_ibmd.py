@@ -442,7 +442,14 @@ def test_a_posterior_from_noise_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"multistep": "both"}, {"rollout": "teacher"}, {"real_data": (0.0, 0.0)}, {"real_data": (1.0, 0.9)}]
+    "wrong",
+    [
+        {"multistep": "both"},
+        {"rollout": "teacher"},
+        {"real_data": (0.0, 0.0)},
+        {"real_data": (1.0, 0.9)},
+        {"same_z": True, "multistep": "posterior"},
+    ],
 )
 def test_wrong_settings_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -1,3 +1,5 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,6 +87,10 @@ def test_other_inputs_have_other_noise_where_there_is_noise_and_nowhere_else():
     grey = Batch(np.where(mask, np.float32(0), TRUTH), TRUTH, mask)
     np.testing.assert_array_equal(other_inputs(grey, 1, False).x_T, grey.x_T)
     np.testing.assert_array_equal(other_inputs(TEST, 1, False).x_T, TEST.x_T)
+    mask[5:] = True  # of another task, in a mixture with an inpainting: no hole, no noise
+    mixed = other_inputs(hole._replace(mask=mask), 1, False).x_T
+    np.testing.assert_array_equal(mixed[:5], drawn[1][:5])
+    np.testing.assert_array_equal(mixed[5:], hole.x_T[5:])
     np.testing.assert_array_equal(other_inputs(Batch(TRUTH), 1, True).x_T, TRUTH[np.r_[9, :9]])
 
 
@@ -141,6 +147,16 @@ def test_weights_decay_where_that_is_asked_for():
         np.testing.assert_allclose(update, -0.1 * decay * w, rtol=1e-6)
     with pytest.raises(ValueError, match=r"weight_decay = 0.5 is for adamw, not adam"):
         make_optimizer(**settings(weight_decay=0.5))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("learning_rate", -1.0), ("learning_rate", math.nan), ("b1", 1.0), ("b2", -0.1), ("clip", -1.0), ("warmup", -1)],
+)
+def test_numbers_that_no_optimiser_has_are_refused(field, value):
+    numbers = {"learning_rate": 1e-3, "b1": 0.9, "b2": 0.999, "clip": 0.0, "warmup": 0, field: value}
+    with pytest.raises(ValueError, match=f"{field} = .*: it must be"):
+        make_optimizer("adam", steps=1, decay=False, **numbers)
 
 
 def test_unknown_optimiser():

@@ -12,25 +12,45 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.train.processes import connect, partners
 from ibmd_jax.train.writers import make_writer
 
-# SIGTERM before the first step of a run; a watching thread of JAX looks for it once a second.
-STOP = """
+START = """
 import os, signal, sys, time
+from pathlib import Path
 import jax
-from ibmd_jax.train.processes import connect, preempted
+import jax.numpy as jnp
+from ibmd_jax.train.checkpoint import Checkpoints
+from ibmd_jax.train.processes import connect, end_on_sigterm, preempted
+one, jax.process_count = jax.process_count, lambda: 2
 connect(sys.argv[1], 1, 0)
-jax.process_count = lambda: 2
-os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(3)
-print([preempted() for step in range(5000, 5003)])
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(3)  # a watching thread of JAX looks for it once a second
 """
+# Before the first step of a run that is resumed.
+FIRST = "stop(); print([preempted() for step in range(5000, 5003)])"
+# After a save, for which Orbax would count on from its step.
+SAVED = """
+jax.process_count = one
+checkpoints = Checkpoints(Path(sys.argv[2]), 1)
+checkpoints.save(5000, {"x": jnp.ones(3)}, {})
+checkpoints.wait()
+jax.process_count = lambda: 2
+stop(); print([preempted() for step in range(5001, 5004)])
+"""
+LATER = "end_on_sigterm(); stop(); print('alive')"
 
 
-def test_a_stop_before_the_first_step_is_heard(environment):
+@pytest.mark.parametrize(
+    ("script", "out", "code"),
+    [(FIRST, "[True, False, False]\n", 0), (SAVED, "[True, False, False]\n", 0), (LATER, "", -15)],
+)
+def test_a_stop_is_heard_whenever_it_comes(environment, tmp_path, script, out, code):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    done = subprocess.run([sys.executable, "-c", STOP, address], env=environment, capture_output=True, text=True)
-    assert done.stdout == "[True, False, False]\n", done.stderr
+    command = [sys.executable, "-c", START + script, address, str(tmp_path / "checkpoints")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == (out, code), done.stderr
 
 
 @pytest.mark.parametrize("numbers", [(2, 0), (2, 1), (1, 1)])
