@@ -1,6 +1,7 @@
 """Distilling given teachers through the configuration: from corrupted images alone, several teachers, other starts."""
 
 import json
+import re
 import shutil
 
 import config_files
@@ -101,6 +102,27 @@ def test_a_teacher_for_each_task(teachers, tmp_path, blind):
     for method, params, sees in ((job.distill, student, not blind), (job.teacher, (first, second), True)):
         sample = jax.jit(method.sample)
         assert (sample(params, key, batch) != sample(params, key, other)).any() == sees
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_teacher_is_measured_before_there_is_a_student(teachers, tmp_path, capsys, caplog):
+    """A picture that cannot be written costs no number; a report that cannot is one error, below its table."""
+    config = tiny(TASKS[0])
+    config.teacher.checkpoint = str(teachers[0])
+    (tmp_path / "samples.tmp").mkdir()  # what the picture is first written to
+    job = build(config)
+    run(job, tmp_path, "evaluate")
+    out = capsys.readouterr().out
+    assert f"No finished student in {tmp_path}: this is its teacher alone." in out
+    assert "times the images/s" not in out
+    assert f"no picture {tmp_path}/samples.png" in caplog.text
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert ([r["label"] for r in report["rows"]], report["speed_up"]) == (["teacher"], None)
+    (tmp_path / "report.json").unlink()
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*report.json: .*; the table above is all of its numbers"):
+        run(job, tmp_path, "evaluate")
+    assert re.search(r"images/s\nteacher +1 ", capsys.readouterr().out)
 
 
 @pytest.mark.usefixtures("lenient")

@@ -69,6 +69,8 @@ def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
     assert [(r["label"], r["nfe"]) for r in report["rows"]] == [("student", 2), ("teacher", 2)]
     assert set(report["rows"][0]["metrics"]) == {"fid", "kid", "diversity"}  # no pairs to measure
     assert report["rows"][0]["metrics"]["diversity"] > 0.05
+    student, slow = (row["images_per_second"] for row in report["rows"])
+    assert report["speed_up"] == student / slow  # the teacher's row, though no slower by its NFE
     run(job, tmp_path, "compare")
     found = json.loads((tmp_path / "consistency.json").read_text())
     assert found["images"] == 16

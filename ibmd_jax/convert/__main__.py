@@ -67,6 +67,7 @@ def to_teacher(
     export_params(folder, unflatten_dict(params, sep="/"), meta)
     use = "start" if found.source == "adm" else "checkpoint"
     print(f"wrote            {folder}: use it by config.teacher.{use}")
+    del params  # one network at a time
     if found.raw is not None:
         export_params(beside, unflatten_dict(convert(found.raw, expected), sep="/"), meta)
         print(f"wrote            {beside}: without averaging; the authors' auxiliary_start, in config.distill")

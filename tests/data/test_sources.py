@@ -114,7 +114,7 @@ def test_images_of_all_modes_are_read(tmp_path):
     np.testing.assert_allclose(read_image(tmp_path / "rgba.png", 3), white, atol=1)
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_image(tmp_path / "deep.png", 1), grey)
-    (tmp_path / "deep.pgm").write_bytes(b"P5 64 48 65535\n" + (grey.astype(">u2") * 257).tobytes())
+    (tmp_path / "deep.pgm").write_bytes(b"P5 40 30 65535\n" + (grey.astype(">u2") * 257).tobytes())
     np.testing.assert_array_equal(read_image(tmp_path / "deep.pgm", 1), grey)
     for kind in (np.int32, np.float32):  # 0 to 1, 0 to 255, or anything
         Image.fromarray(grey.astype(kind)).save(tmp_path / "deeper.tiff")
