@@ -246,12 +246,12 @@ def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):
     assert (names, len(batch.x_T)) == (["0", "2"], 2)
     assert "skipped" in caplog.text
 
-    config.data.update(corruption={"name": "mixture", "corruptions": ["inpaint-center", "noise"]}, fit="resize-crop")
+    config.data.fit = "resize-crop"
+    ((_, plain),) = build_data(config).inputs(given, False)[1]
+    config.data.corruption = {"name": "mixture", "corruptions": ["inpaint-center", "noise"]}
     with config.unlocked():
         config.network.classes, config.distill.blind = 3, True
     ((_, batch),) = build_data(config).inputs(given, True)[1]
-    config.data.corruption = "none"
-    ((_, plain),) = build_data(config).inputs(given, True)[1]
     np.testing.assert_array_equal(batch.x_T, plain.x_T)  # no second corruption on top of the user's
     assert batch.mask is None
 

@@ -95,12 +95,12 @@ def test_a_chip_holds_its_share_of_the_states(split):
     assert split.microbatch == 2
 
 
-def test_the_loop_holds_the_batches_of_three_steps(split):
-    """One in use and two that wait, of L + 1 = 3 batches each: x_T, x_0 that IBMD does not read, the hole's mask."""
+def test_the_loop_holds_the_batches_of_four_steps(split):
+    """One in use, two that wait and one that is made, of L + 1 = 3 batches each: x_T, x_0 that IBMD does not read, the hole's mask."""
     assert split.batch.x_0 is None
-    assert split.parts["batch"] == 3 * 3 * 8 * (2 * 32 * 32 * 3 * 4 + 32 * 32) // 4
+    assert split.parts["batch"] == 4 * 3 * 8 * (2 * 32 * 32 * 3 * 4 + 32 * 32) // 4
     teacher = preflight.make_job(config(), "teacher", jax.devices())
-    assert teacher.parts["batch"] == 3 * preflight.bytes_on_a_chip(teacher.batch)
+    assert teacher.parts["batch"] == 4 * preflight.bytes_on_a_chip(teacher.batch)
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_the_diffusion_of_an_ode_bridge_is_that_of_its_sde():
     for of in (I2SB(), I2SBTable()):
         for ours, theirs in zip(OtOde(of).f_and_g2(t), of.f_and_g2(t), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        assert (OtOde(of).f_and_g2(t)[1] > 1).all()
+        assert (OtOde(of).f_and_g2(t)[1] > 0.1).all()
 
 
 @every_bridge

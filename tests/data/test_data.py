@@ -1,4 +1,7 @@
 import itertools
+import multiprocessing
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -53,10 +56,18 @@ def test_a_run_resumes_at_any_step():
             np.testing.assert_array_equal(i, j)
 
 
-def test_worker_processes_change_nothing():
-    for (a, i), (b, j) in zip(take(5, start_step=2), take(5, start_step=2, workers=2), strict=True):
-        np.testing.assert_array_equal(i, j)
-        np.testing.assert_array_equal(a, b)
+def test_worker_processes_change_nothing_and_leave_signals_to_the_run():
+    """Which needs batches until it has stopped; more are taken here than the workers had ready."""
+    stream = examples(emoji("", "train", Options(32)), seed=3, batch_size=8, flip=True, start_step=2, workers=2)
+    for number, (ours, numbers) in enumerate(take(20, start_step=2)):
+        theirs, j = next(stream)
+        np.testing.assert_array_equal(numbers, j)
+        np.testing.assert_array_equal(ours, theirs["x_0"])
+        if number == 1:
+            workers = multiprocessing.active_children()
+            assert len(workers) == 2
+            for worker in workers:
+                os.kill(worker.pid, signal.SIGTERM)
 
 
 def test_a_few_batches_are_asked_for_ahead():
