@@ -96,7 +96,7 @@ def test_a_chip_holds_its_share_of_the_states(split):
 
 
 def test_the_loop_holds_the_batches_of_four_steps(split):
-    """One in use, two that wait and one that is made, of L + 1 = 3 batches each: x_T, x_0 that IBMD does not read, the hole's mask."""
+    """In use, waiting (two), and being made: of L + 1 = 3 batches each, x_T, x_0 that IBMD does not read, the mask."""
     assert split.batch.x_0 is None
     assert split.parts["batch"] == 4 * 3 * 8 * (2 * 32 * 32 * 3 * 4 + 32 * 32) // 4
     teacher = preflight.make_job(config(), "teacher", jax.devices())
