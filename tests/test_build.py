@@ -218,6 +218,17 @@ def test_what_would_fail_after_the_training_is_said_before(tmp_path):
         build(config)
 
 
+@pytest.mark.parametrize(
+    ("corruption", "channels", "told"),
+    [("inpaint-center", 0, False), ("sr4x-pool", 0, True), ("sr4x-pool", 3, False), ("noise", 0, False)],
+)
+def test_a_student_without_noise_is_warned_of(caplog, corruption, channels, told):
+    config = quicktest()
+    config.data.corruption, config.distill.noise_channels = corruption, channels
+    build_model(config)
+    assert ("gives one x_0 for an x_T" in caplog.text) == told
+
+
 def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):
     rng = np.random.default_rng(0)
     for folder in ("a", "b"):

@@ -9,7 +9,7 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.train.workdir import check_workdir
 
 CONFIG = {
-    "data": {"size": 32, "workers": 0},
+    "data": {"size": 32, "workers": 0, "on_error": "raise"},
     "distill": {"accumulate": 1, "steps": 5},
     "schedule": {"keep": 3},
     "network": {"remat": "none"},
@@ -31,6 +31,7 @@ def trained(tmp_path):
     ("section", "fields"),
     [
         ("schedule", {"keep": 1}),
+        ("data", {"on_error": "skip"}),
         ("data", {"workers": 2}),
         ("distill", {"accumulate": 4}),
         ("network", {"remat": "full"}),
