@@ -244,6 +244,8 @@ def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):
     ((names, batch),) = batches
     assert (count, names) == (3, ["0", "1", "2"])
     np.testing.assert_array_equal(batch.x_T[0], from_uint8(data.train[0]["x_T"]))  # by filter_T
+    config.data.source = f"corrupted:{given}"
+    np.testing.assert_array_equal(build_data(config).train[0]["x_T"], data.train[0]["x_T"])
 
     config.data.update(source=f"folder:{tmp_path}/b", corruption="sr4x-pool", fit="random-crop")
     ((_, batch),) = build_data(config).inputs(given, False)[1]

@@ -299,7 +299,7 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 
 
 def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
-    """Teacher and student on the test images: a table on the terminal, report.json and samples.png."""
+    """Teacher and, if there is one, student on the test images: a table on the terminal, report.json, samples.png."""
     c = job.config["evaluate"]
     teacher, rows = load_teacher(job, folder)[0], []
     if (folder / "distill" / "export").exists():
