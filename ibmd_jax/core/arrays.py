@@ -52,22 +52,41 @@ def ema_update(average: Params, params: Params, step: Array, decay: float) -> Pa
 def fingerprint(tree: Params) -> list[int]:
     """One 32-bit checksum a leaf, from the bits of its values and their positions.
 
-    Computed on the devices that hold the leaf, so it needs no copy of a sharded array on the host, and one leaf after
-    the other: XLA:CPU keeps the products before it sums them, and several CPU devices of one process can block each
-    other for ever when two programs with collectives are in flight. Two equal trees have equal fingerprints on any
-    number of devices; a flipped bit or two swapped values change them.
+    Two equal trees have equal fingerprints on any number of devices; a flipped bit or two swapped values change them.
     """
-    return [int(_checksum(x)) for x in jax.tree.leaves(tree)]
+    return examine(tree)[0]
+
+
+def examine(tree: Params) -> tuple[list[int], bool]:
+    """The fingerprint, and whether all values are finite.
+
+    Computed on the devices that hold a leaf, so it needs no copy of a sharded array on the host. One program a leaf,
+    since a program for all takes long to compile, and one after the other: XLA:CPU keeps the products before it sums
+    them, and several CPU devices of one process can block each other for ever when two programs with collectives are in
+    flight.
+    """
+    found = [jax.device_get(_examine(x)) for x in jax.tree.leaves(tree)]
+    return [int(checksum) for checksum, _ in found], not any(broken for _, broken in found)
 
 
 @jax.jit
-def _checksum(x: Array) -> Array:
-    x = jnp.asarray(x).reshape(-1)
+def _examine(x: Array) -> tuple[Array, Array]:
+    """The checksum, and not 0 if a value is NaN or infinite; both uint32.
+
+    In one reduction, since two take XLA:CPU six times longer to compile, and in the shape of x: flattened, an array
+    that is split along another axis than its first would be gathered on every device.
+    """
+    x = jnp.asarray(x)
+    broken = (~jnp.isfinite(x)).astype(jnp.uint32)
     if x.dtype == jnp.bool_ or x.dtype.itemsize > 4:
         x = x.astype(jnp.uint32)
     bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype(jnp.uint32)
-    position = 2 * jax.lax.iota(jnp.uint32, bits.size) + 1  # odd: any single change shows modulo 2^32
-    return (bits * position).sum(dtype=jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        position = size * position + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    position = 2 * position + 1  # odd: any single change shows modulo 2^32
+    zeros, axes = (jnp.uint32(0), jnp.uint32(0)), tuple(range(x.ndim))
+    return jax.lax.reduce((bits * position, broken), zeros, lambda a, b: (a[0] + b[0], a[1] | b[1]), axes)
 
 
 def to_uint8(x: Array | np.ndarray) -> np.ndarray:

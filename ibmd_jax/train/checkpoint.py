@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from ibmd_jax.core.arrays import fingerprint
+from ibmd_jax.core.arrays import examine, fingerprint
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Params
 from ibmd_jax.train.processes import barrier, highest, is_first
@@ -30,10 +30,6 @@ def shapes(tree: Params) -> dict[str, list[int]]:
     """Name -> shape of every leaf, e.g. {"student/conv_in/kernel": [3, 3, 12, 32]}."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): list(x.shape) for path, x in flat}
-
-
-def _describe(tree: Params, extra: Meta) -> Meta:
-    return {**extra, "shapes": shapes(tree), "fingerprint": fingerprint(tree)}
 
 
 def _check_shapes(found: dict[str, list[int]], wanted: dict[str, list[int]], path: Path) -> None:
@@ -111,11 +107,17 @@ class Checkpoints:
         """Saves a state under its step. Returns once the arrays are copied; the files follow in the background.
 
         Where they cannot be written, as on a full disk, an error says so, and a later save may succeed.
+
+        Raises: FloatingPointError if a value is NaN or infinite; nothing is saved then.
         """
         self.wait()
         if step in self._manager.all_steps():
             return
-        args = ocp.args.Composite(tree=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(_describe(state, extra)))
+        checksums, finite = examine(state)
+        if not finite:
+            raise FloatingPointError(f"the state of step {step} is not finite")
+        meta = {**extra, "shapes": shapes(state), "fingerprint": checksums}
+        args = ocp.args.Composite(tree=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         try:
             self._manager.save(step, args=args)
         except Exception as error:  # Orbax has no one type for what a file system can refuse
@@ -190,7 +192,8 @@ def export_params(folder: Path, params: Params, extra: Meta) -> None:
     tree = ocp.PyTreeCheckpointHandler(save_concurrent_gb=(largest + 2**20) / 1e9, use_compression=False)
     handler = ocp.CompositeCheckpointHandler(tree=tree, meta=ocp.JsonCheckpointHandler())
     with ocp.Checkpointer(handler) as checkpointer:
-        args = ocp.args.Composite(tree=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(_describe(params, extra)))
+        meta = {**extra, "shapes": shapes(params), "fingerprint": fingerprint(params)}
+        args = ocp.args.Composite(tree=ocp.args.PyTreeSave(params), meta=ocp.args.JsonSave(meta))
         try:
             checkpointer.save(beside, args=args, force=True)
             if is_first():

@@ -3,7 +3,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ibmd_jax.core.arrays import composite, ema_update, expand, fingerprint, from_uint8, squared_error, to_uint8
+from ibmd_jax.core.arrays import (
+    _examine,
+    composite,
+    ema_update,
+    examine,
+    expand,
+    fingerprint,
+    from_uint8,
+    squared_error,
+    to_uint8,
+)
 from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.streams import first_key, normal, step_key, stream
 
@@ -41,11 +51,21 @@ def test_fingerprint_sees_every_change():
     assert fingerprint({"a": x.at[jnp.array([0, 1])].set(x[jnp.array([1, 0])]), "b": jnp.arange(3)}) != base
 
 
-def test_fingerprint_does_not_depend_on_sharding():
-    x = jax.random.normal(jax.random.key(0), (8, 6))
+@pytest.mark.parametrize("axis", [0, 1])
+def test_fingerprint_does_not_depend_on_sharding_and_gathers_nothing(axis):
+    x = jax.random.normal(jax.random.key(0), (8, 4))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    spec = jax.sharding.PartitionSpec(*[None] * axis, "data")
+    split = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
     assert fingerprint(split) == fingerprint(x)
+    assert "f32[8,4]" not in _examine.lower(split).compile().as_text()
+
+
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf])
+def test_examine_finds_what_is_not_finite(value):
+    x = jnp.ones((2, 3))
+    assert examine({"a": x, "b": jnp.arange(3)}) == (fingerprint({"a": x, "b": jnp.arange(3)}), True)
+    assert not examine({"a": x.at[1, 2].set(value), "b": jnp.arange(3)})[1]
 
 
 def test_expand_broadcasts_times_over_images():
