@@ -75,14 +75,17 @@ def recomputed(remat: str, *blocks: type[nn.Module]) -> tuple[type[nn.Module], .
 
 
 def upsample(x: Array) -> Array:
-    """Nearest neighbour, twice the height and width."""
-    return x.repeat(2, axis=1).repeat(2, axis=2)
+    """Nearest neighbour, twice the height and width. (XLA:TPU takes a quarter of the time of `repeat` for it.)"""
+    b, h, w, c = x.shape
+    x = jnp.concatenate([x, x], -1).reshape(b, h, 2 * w, c)
+    return jnp.concatenate([x, x], 2).reshape(b, 2 * h, 2 * w, c)
 
 
 def downsample(x: Array) -> Array:
-    """Mean of 2 x 2 pixels; height and width must be even."""
-    b, h, w, c = x.shape
-    return x.reshape(b, h // 2, 2, w // 2, 2, c).mean((2, 4))
+    """Mean of 2 x 2 pixels, taken in float32; height and width must be even."""
+    window = (1, 2, 2, 1)
+    total = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, window, window, "VALID")
+    return (total / 4).astype(x.dtype)
 
 
 def space_to_depth(x: Array, p: int) -> Array:

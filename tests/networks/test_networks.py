@@ -21,8 +21,10 @@ from ibmd_jax.networks.blocks import (
     ResBlock,
     conv,
     depth_to_space,
+    downsample,
     space_to_depth,
     timestep_embedding,
+    upsample,
 )
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.networks.generator import with_new_inputs
@@ -152,6 +154,14 @@ def test_the_demo_network_has_the_size_it_is_meant_to_have():
 def test_patches_round_trip_and_keep_pixels_together():
     np.testing.assert_array_equal(depth_to_space(space_to_depth(X, 2), 2), X)
     np.testing.assert_array_equal(space_to_depth(X, 2)[0, 1, 3].reshape(2, 2, 3), X[0, 2:4, 6:8])
+
+
+def test_resampling_repeats_pixels_and_takes_their_mean_in_float32():
+    x = X[:, :4, :6]
+    np.testing.assert_array_equal(upsample(x), np.repeat(np.repeat(x, 2, 1), 2, 2))
+    np.testing.assert_allclose(downsample(x)[0, 1, 2], np.mean(x[0, 2:4, 4:6], (0, 1)), rtol=1e-5)
+    mean = downsample(x.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(mean, downsample(x.astype(jnp.bfloat16).astype(jnp.float32)).astype(jnp.bfloat16))
 
 
 def test_timestep_embedding_has_the_cosines_first():
