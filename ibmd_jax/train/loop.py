@@ -138,7 +138,7 @@ def fit(
     Args:
         stage: its name, in logs and random streams.
         start: (frozen, given) -> the method's first state; called inside jit.
-        given: parameters to start from, where `start` needs some beside the frozen ones.
+        given: parameters to start from, where `start` needs some beside the frozen ones; deleted once it has run.
         batches: step -> iterator over batches from that step on, each already on its devices.
         folder: gets checkpoints/, export/ and TensorBoard events.
         identity: saved with every checkpoint, and required to be equal on resume (the teacher's fingerprint).
@@ -162,6 +162,8 @@ def fit(
                 f"{folder} was trained with {meta['identity']}, not {identity}: use another --workdir, or remove it"
             )
         log.info("%s: resuming at step %d of %d", stage, first, steps)
+    for x in jax.tree.leaves(given):  # as large as a network, and the caller holds them until the run is over
+        x.delete()
 
     replicated, key = NamedSharding(mesh, PartitionSpec()), jax.random.key(seed)
 

@@ -106,8 +106,10 @@ def test_order_pictures_and_files(tmp_path, uninterrupted):
     np.testing.assert_allclose(make_ndarray(logged.Tensors("mean")[-1].tensor_proto), uninterrupted.mean(), rtol=1e-6)
 
 
-def test_given_parameters_are_started_from(tmp_path):
-    assert (run(tmp_path / "a", steps=1)["w"] != run(tmp_path / "b", steps=1, given=jnp.ones(3))["w"]).all()
+def test_given_parameters_are_started_from_and_let_go(tmp_path):
+    given = jnp.ones(3)
+    assert (run(tmp_path / "a", steps=1)["w"] != run(tmp_path / "b", steps=1, given=given)["w"]).all()
+    assert given.is_deleted()
 
 
 def test_parts_of_the_time_are_logged_apart_and_may_be_empty(tmp_path):
