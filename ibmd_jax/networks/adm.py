@@ -12,10 +12,10 @@ from flax import linen as nn
 from ibmd_jax.core.types import Array
 from ibmd_jax.networks.blocks import (
     AttentionBlock,
+    GroupNorm,
     ResBlock,
     condition_embedding,
     conv,
-    normalise,
     recomputed,
     timestep_embedding,
     upsample,
@@ -119,7 +119,7 @@ class ADM(nn.Module):
                         h = conv(width, 3, f"{name}_{child}_conv", dtype=dtype)(upsample(h))
                     scale //= 2
 
-        h = nn.silu(normalise(self.groups, "out_0", h.astype(jnp.float32)))
+        h = nn.silu(GroupNorm(self.groups, name="out_0")(h.astype(jnp.float32)))
         self.sow("intermediates", "features", h)
         return conv(self.out_channels, 3, "out_2", zero=True)(h)
 

@@ -8,11 +8,11 @@ from flax import linen as nn
 from ibmd_jax.core.types import Array
 from ibmd_jax.networks.blocks import (
     AttentionBlock,
+    GroupNorm,
     ResBlock,
     condition_embedding,
     conv,
     depth_to_space,
-    normalise,
     recomputed,
     space_to_depth,
     timestep_embedding,
@@ -94,7 +94,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = res(h, features, f"up{level}", "up")
 
-        h = nn.silu(normalise(self.groups, "norm_out", h.astype(jnp.float32)))
+        h = nn.silu(GroupNorm(self.groups, name="norm_out")(h.astype(jnp.float32)))
         self.sow("intermediates", "features", h)
         h = conv(self.patch**2 * self.out_channels, 3, "conv_out", zero=True)(h)
         return depth_to_space(h, self.patch)

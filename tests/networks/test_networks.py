@@ -18,6 +18,7 @@ from ibmd_jax.networks.adapters import from_linen, from_nnx
 from ibmd_jax.networks.adm import PRESETS
 from ibmd_jax.networks.blocks import (
     AttentionBlock,
+    GroupNorm,
     ResBlock,
     conv,
     depth_to_space,
@@ -154,6 +155,18 @@ def test_the_demo_network_has_the_size_it_is_meant_to_have():
 def test_patches_round_trip_and_keep_pixels_together():
     np.testing.assert_array_equal(depth_to_space(space_to_depth(X, 2), 2), X)
     np.testing.assert_array_equal(space_to_depth(X, 2)[0, 1, 3].reshape(2, 2, 3), X[0, 2:4, 6:8])
+
+
+def test_group_norm_is_flax_s(lenient):
+    x = 2 + jax.random.normal(jax.random.key(0), (2, 4, 6, 12))
+    params = perturb(GroupNorm(3).init(jax.random.key(1), x))
+    expected = nn.GroupNorm(3, epsilon=1e-5).apply(params, x)
+    np.testing.assert_allclose(GroupNorm(3).apply(params, x), expected, atol=1e-5)
+    half = GroupNorm(3).apply(params, x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), expected, atol=0.05)
+    with pytest.raises(ValueError, match="groups = 5 of a GroupNorm do not divide its 12 channels"):
+        GroupNorm(5).init(jax.random.key(0), x)
 
 
 def test_resampling_repeats_pixels_and_takes_their_mean_in_float32():
