@@ -49,6 +49,8 @@ def test_fingerprint_sees_every_change():
     assert fingerprint({"a": x + 0, "b": jnp.arange(3)}) == base
     assert fingerprint({"a": x.at[2, 3].multiply(-1), "b": jnp.arange(3)}) != base
     assert fingerprint({"a": x.at[jnp.array([0, 1])].set(x[jnp.array([1, 0])]), "b": jnp.arange(3)}) != base
+    other = x.at[0, 1].set(x[1, 0]).at[1, 0].set(x[0, 1])
+    assert fingerprint({"a": other, "b": jnp.arange(3)}) != base
 
 
 @pytest.mark.parametrize("axis", [0, 1])
