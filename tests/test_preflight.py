@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -154,9 +155,8 @@ def fitting(monkeypatch, peak):
     def fake(found, stage, devices, chip):
         m = found[stage].batch_size // (len(devices) * found[stage].accumulate)
         tried.append(m)
-        if peak(m) > 30:
-            raise preflight.DoesNotFit("RESOURCE_EXHAUSTED")
-        return None, [SimpleNamespace(peak=peak(m) * 2**30)]
+        failed = "RESOURCE_EXHAUSTED" if peak(m) > 30 else None
+        return preflight.Found(None, [SimpleNamespace(peak=peak(m) * 2**30)], failed)
 
     monkeypatch.setattr(preflight, "preflight", fake)
     found = config(batch_size=64)
@@ -171,6 +171,28 @@ def test_the_largest_microbatch_that_fits_is_found_in_few_compilations(monkeypat
     assert fitting(monkeypatch, lambda m: m if m < 4 else 2 * m) == (4, [1, 2, 16, 8, 4])
     with pytest.raises(UserError, match="one example a chip does not fit"):
         fitting(monkeypatch, lambda m: 16 * m)
+
+
+def test_what_compiled_before_an_update_that_does_not_fit_is_kept(monkeypatch, caplog, capsys, tmp_path):
+    def measure(job, name):
+        if name == "student":
+            raise preflight.DoesNotFit("student update: Used 16.12G of 15.75G hbm")
+        return preflight.Report(name, 2, 1e9, 1e9, 0, 2**30, {"fusion": 1e6}, {}, 1.0)
+
+    for name, value in preflight.ALONE.items():  # main sets these, and the levels: both as before after the test
+        monkeypatch.setenv(name, value)
+    for name in ("absl", "jax"):
+        caplog.set_level(logging.ERROR, logger=name)
+    file = tmp_path / "out.json"
+    given = SimpleNamespace(config=config(), topology="cpu", stage="distill", fit=False, json=str(file))
+    monkeypatch.setattr(preflight.flags, "FLAGS", given)
+    monkeypatch.setattr(preflight, "measure", measure)
+    assert preflight.main([]) == 1
+    printed, found = capsys.readouterr(), json.loads(file.read_text())
+    assert [u["name"] for u in found["updates"]] == ["auxiliary"]
+    assert found["does_not_fit"] == "student update: Used 16.12G of 15.75G hbm"
+    assert "auxiliary update, 2 in a step" in printed.out
+    assert "does not fit: student update: Used 16.12G of 15.75G hbm" in printed.err
 
 
 def test_a_batch_smaller_than_the_chips_is_refused_before_any_compilation(monkeypatch):

@@ -226,7 +226,7 @@ def measure(job: Job, name: str) -> Report:
             compiled = traced.lower().compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" in str(error):
-                raise DoesNotFit(str(error)) from error
+                raise DoesNotFit(f"{name} update: {str(error).splitlines()[0][:300]}") from error
             raise
     seconds = time.perf_counter() - begin
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
@@ -293,18 +293,30 @@ def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
     return "\n".join(lines)
 
 
-def preflight(config: Any, stage: str, devices: list[Any], chip: Chip | None) -> tuple[Job, list[Report]]:
-    """All updates of a stage, compiled, with a line for each once it is there. Raises: UserError, DoesNotFit."""
+class Found(NamedTuple):
+    """Of one preflight: its job, reports of the updates that compiled, and why the next one did not, if so."""
+
+    job: Job
+    reports: list[Report]
+    does_not_fit: str | None = None
+
+
+def preflight(config: Any, stage: str, devices: list[Any], chip: Chip | None) -> Found:
+    """Compiles the updates of a stage, up to one that does not fit; prints a line for each. Raises: UserError."""
     job, reports = make_job(config, stage, devices), []
     for name in job.method.updates:
-        r = measure(job, name)
+        try:
+            r = measure(job, name)
+        except DoesNotFit as error:
+            print(f"does not fit: {error}", file=sys.stderr)
+            return Found(job, reports, str(error))
         estimate = f", estimated {sum(r.cycles.values()) / chip.clock:.2f} s" if chip else ""
         print(f"{name} update: {r.peak / GIB:.2f} GiB{estimate}, compiled in {r.compile_seconds:.0f} s", flush=True)
         reports.append(r)
-    return job, reports
+    return Found(job, reports)
 
 
-def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> tuple[Job, list[Report]]:
+def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> Found:
     """The preflight of the largest microbatch that fits; config.STAGE.accumulate is set to it.
 
     What 1 and 2 examples take tells how many might fit; that is compiled, and fewer if it does not.
@@ -313,14 +325,12 @@ def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> tuple[Jo
     share = max(config[stage].batch_size // len(devices), 1)  # 0 is refused by name in make_job
     sizes = [m for m in range(1, share + 1) if share % m == 0]
 
-    def at(microbatch: int) -> tuple[Job, list[Report]] | None:
+    def at(microbatch: int) -> Found | None:
         config[stage].accumulate = share // microbatch
-        try:
-            found = preflight(config, stage, devices, chip)
-        except DoesNotFit as error:
-            print(f"{microbatch} examples a chip: {str(error).splitlines()[0][:200]}")
+        found = preflight(config, stage, devices, chip)
+        if found.does_not_fit:
             return None
-        peak = max(r.peak for r in found[1])
+        peak = max(r.peak for r in found.reports)
         print(f"{microbatch} examples a chip: {peak / GIB:.2f} of {chip.memory / GIB:.2f} GiB", flush=True)
         return found if peak <= chip.memory else None
 
@@ -328,7 +338,7 @@ def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> tuple[Jo
     if tried[1] is None:
         raise UserError("one example a chip does not fit: take more chips, config.network.remat, or bfloat16")
     if all(tried.values()) and len(sizes) > 1:
-        one, two = (max(r.peak for r in found[1]) for found in tried.values())
+        one, two = (max(r.peak for r in found.reports) for found in tried.values())
         slope = max((two - one) / (sizes[1] - 1), 1)
         for m in reversed(sizes[2:]):
             if one + slope * (m - 1) <= 1.05 * chip.memory:
@@ -357,14 +367,12 @@ def main(argv: list[str]) -> int:
             raise UserError(f"--fit needs a chip of known memory ({', '.join(CHIPS)}), not {given.topology}")
         config = given.config
         with config.unlocked():
-            job, reports = (largest if given.fit else preflight)(config, given.stage, devices, chip)
-    except DoesNotFit as error:
-        print(f"does not fit: {str(error).splitlines()[0]}", file=sys.stderr)
-        return 1
+            job, reports, does_not_fit = (largest if given.fit else preflight)(config, given.stage, devices, chip)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(describe(job, reports, chip))
+    if reports:
+        print(describe(job, reports, chip))
     if given.fit:
         print(f"\nthe largest microbatch that fits: --config.{given.stage}.accumulate={config[given.stage].accumulate}")
     if given.json:
@@ -379,13 +387,14 @@ def main(argv: list[str]) -> int:
             "bytes_of_states": job.whole,
             "memory_of_a_chip": chip and chip.memory,
             "updates": [r._asdict() for r in reports],
+            "does_not_fit": does_not_fit,
         }
         try:
             Path(given.json).write_text(json.dumps(found, indent=1) + "\n")
         except OSError as error:
             print(f"error: cannot write {given.json}: {error.strerror}", file=sys.stderr)
             return 2
-    return int(chip is not None and max(r.peak for r in reports) > chip.memory)
+    return int(bool(does_not_fit) or (chip is not None and max(r.peak for r in reports) > chip.memory))
 
 
 if __name__ == "__main__":
