@@ -329,6 +329,7 @@ def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> Found:
         config[stage].accumulate = share // microbatch
         found = preflight(config, stage, devices, chip)
         if found.does_not_fit:
+            print(f"{microbatch} examples a chip do not fit", flush=True)
             return None
         peak = max(r.peak for r in found.reports)
         print(f"{microbatch} examples a chip: {peak / GIB:.2f} of {chip.memory / GIB:.2f} GiB", flush=True)
