@@ -177,7 +177,7 @@ def test_what_compiled_before_an_update_that_does_not_fit_is_kept(monkeypatch, c
     def measure(job, name):
         if name == "student":
             raise preflight.DoesNotFit("student update: Used 16.12G of 15.75G hbm")
-        return preflight.Report(name, 2, 1e9, 1e9, 0, 2**30, {"fusion": 1e6}, {}, 1.0)
+        return preflight.Report(name, 2, 1e9, 1e9, 0, 0, 2**30, {"fusion": 1e6}, {}, 1.0)
 
     for name, value in preflight.ALONE.items():  # main sets these, and the levels: both as before after the test
         monkeypatch.setenv(name, value)
@@ -248,6 +248,9 @@ def test_a_slice_that_is_not_here(environment):
     assert code == 0, out
     assert "4 x TPU v5 lite, 4 examples a chip" in out
     assert "of 16128.0: fits" in out
+    table = {name: float(size) for name, size in re.findall(r"^(\w[\w ]*?) +(\d+\.\d)\b", out, re.MULTILINE)}
+    assert table["the program itself"] > 0
+    assert table.pop("peak") > sum(table.values()) - 0.5
     assert "all-reduce" in out
     assert float(out.split("a step: ")[1].split(" s")[0]) >= 0
     assert np.isfinite(float(out.split("estimate, ")[1].split(" times")[0]))

@@ -63,7 +63,8 @@ class Report(NamedTuple):
 
     bytes: all that operations read and write, and collectives: kind -> (count, bytes of results); both as the compiler
         counts, what is in a loop once. temporaries: bytes beside the arguments, activations above all.
-    peak: bytes of arguments, temporaries, results, and the batches that the training loop holds beside the program's.
+    code: bytes of the program itself, which a TPU keeps in the same memory.
+    peak: bytes of code, arguments, temporaries, results, and the batches that the training loop holds beside these.
     cycles: the compiler's estimate by kind of operation; empty where it gives none.
     """
 
@@ -72,6 +73,7 @@ class Report(NamedTuple):
     flops: float
     bytes: float
     temporaries: int
+    code: int
     peak: int
     cycles: dict[str, float]
     collectives: dict[str, tuple[int, int]]
@@ -230,7 +232,7 @@ def measure(job: Job, name: str) -> Report:
             raise
     seconds = time.perf_counter() - begin
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    peak = memory.generated_code_size_in_bytes + memory.argument_size_in_bytes + memory.temp_size_in_bytes
     peak += memory.output_size_in_bytes - memory.alias_size_in_bytes
     peak += job.parts["batch"] - bytes_on_a_chip(job.batch)  # the loop's other batches
     return Report(
@@ -239,6 +241,7 @@ def measure(job: Job, name: str) -> Report:
         count_flops(traced.jaxpr.jaxpr) / job.mesh.size,
         cost.get("bytes accessed", 0.0),
         memory.temp_size_in_bytes,
+        memory.generated_code_size_in_bytes,
         peak,
         estimated_cycles(compiled.as_text()),
         collectives(compiled.as_text()),
@@ -270,8 +273,13 @@ def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
     chips, states = job.mesh.size, sum(job.parts.values()) - job.parts["batch"]
     lines = [f"{chips} x {job.mesh.devices.flat[0].device_kind}, {job.microbatch} examples a chip at once", ""]
     lines += [f"{name:24} {size / MIB:10.1f} MiB a chip" for name, size in job.parts.items()]
-    temporaries, peak = max(r.temporaries for r in reports), max(r.peak for r in reports)
-    lines += [f"{'activations and the like':24} {temporaries / MIB:10.1f}", f"{'peak':24} {peak / MIB:10.1f}"]
+    peak = max(r.peak for r in reports)
+    for what, size in (
+        ("activations and the like", max(r.temporaries for r in reports)),
+        ("the program itself", max(r.code for r in reports)),
+        ("peak", peak),
+    ):
+        lines += [f"{what:24} {size / MIB:10.1f}"]
     if chip:
         lines[-1] += f" of {chip.memory / MIB:.1f}: {'fits' if peak <= chip.memory else 'DOES NOT FIT'}"
     lines += [f"what stays is {states / (job.whole / chips):.2f} times an even share of it all"]
