@@ -61,9 +61,8 @@ def examine(tree: Params) -> tuple[list[int], bool]:
     """The fingerprint, and whether all values are finite.
 
     Computed on the devices that hold a leaf, so it needs no copy of a sharded array on the host. One program a leaf,
-    since a program for all takes long to compile, and one after the other: XLA:CPU keeps the products before it sums
-    them, and several CPU devices of one process can block each other for ever when two programs with collectives are in
-    flight.
+    since a program for all takes long to compile, and one after the other: several CPU devices of one process can block
+    each other for ever when two programs with collectives are in flight.
     """
     found = [jax.device_get(_examine(x)) for x in jax.tree.leaves(tree)]
     return [int(checksum) for checksum, _ in found], not any(broken for _, broken in found)

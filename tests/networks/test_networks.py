@@ -157,7 +157,8 @@ def test_patches_round_trip_and_keep_pixels_together():
     np.testing.assert_array_equal(space_to_depth(X, 2)[0, 1, 3].reshape(2, 2, 3), X[0, 2:4, 6:8])
 
 
-def test_group_norm_is_flax_s(lenient):
+@pytest.mark.usefixtures("lenient")
+def test_group_norm_is_flax_s():
     x = 2 + jax.random.normal(jax.random.key(0), (2, 4, 6, 12))
     params = perturb(GroupNorm(3).init(jax.random.key(1), x))
     expected = nn.GroupNorm(3, epsilon=1e-5).apply(params, x)
@@ -175,6 +176,8 @@ def test_resampling_repeats_pixels_and_takes_their_mean_in_float32():
     np.testing.assert_allclose(downsample(x)[0, 1, 2], np.mean(x[0, 2:4, 4:6], (0, 1)), rtol=1e-5)
     mean = downsample(x.astype(jnp.bfloat16))
     np.testing.assert_array_equal(mean, downsample(x.astype(jnp.bfloat16).astype(jnp.float32)).astype(jnp.bfloat16))
+    with pytest.raises(ValueError, match="4 x 5 pixels cannot be halved"):
+        downsample(x[:, :, :5])
 
 
 def test_timestep_embedding_has_the_cosines_first():
