@@ -2,7 +2,7 @@
 
     python -m benchmarks.loop
 
-About 15 minutes on 2 idle CPU cores. The loop: a teacher's training as `fit` runs it, against the bare compiled step on
+About 30 minutes on 2 idle CPU cores. The loop: a teacher's training as `fit` runs it, against the bare compiled step on
 one batch; both run by turns of 50 steps in one process. The overhead is that of all turns together, since one of them
 alone has the checkpoint, after 500 steps: its files are waited for, on the loop's account, before the bare steps go on.
 Input and logging are in every turn. The partitioning: an IBMD iteration of one batch on 1, 2, 4 and 8 devices that the
@@ -26,7 +26,7 @@ from unittest import mock
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-STEPS, TURN, SKIP = 600, 50, 50
+STEPS, TURN, SKIP = 1100, 50, 50
 DEVICES = (1, 2, 4, 8)
 
 
