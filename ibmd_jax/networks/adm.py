@@ -12,10 +12,10 @@ from flax import linen as nn
 from ibmd_jax.core.types import Array
 from ibmd_jax.networks.blocks import (
     AttentionBlock,
+    Conv,
     GroupNorm,
     ResBlock,
     condition_embedding,
-    conv,
     recomputed,
     timestep_embedding,
     upsample,
@@ -62,9 +62,9 @@ class ADM(nn.Module):
         dtype = jnp.dtype(self.dtype)
         res_block, attention_block = recomputed(self.remat, ResBlock, AttentionBlock)
 
-        def res(h: Array, width: float, name: str, resample: str | None = None) -> Array:
+        def res(h: Array, width: float, name: str, resample: str | None = None, skip: Array | None = None) -> Array:
             block = res_block(int(width), self.groups, resample, self.scale_shift, dtype, self.dropout, name=name)
-            return block(h, emb)
+            return block(h, emb, skip)
 
         def attend(h: Array, name: str) -> Array:
             width = self.head_channels or h.shape[-1] // self.heads
@@ -76,7 +76,7 @@ class ADM(nn.Module):
         emb = emb if given is None else emb + given
 
         widths = [int(m * self.channels) for m in self.multipliers]
-        h = conv(widths[0], 3, "input_blocks_0_0", dtype=dtype)(x.astype(dtype))
+        h = Conv(widths[0], 3, dtype=dtype, name="input_blocks_0_0")(x.astype(dtype))
         if z is not None:
             noise_in = nn.Conv(
                 widths[0], (3, 3), use_bias=False, kernel_init=nn.initializers.zeros, name="noise_in", dtype=dtype
@@ -95,7 +95,7 @@ class ADM(nn.Module):
                 if self.resblock_updown:
                     h = res(h, width, name, "down")
                 else:
-                    h = conv(width, 3, f"{name}_op", dtype=dtype, stride=2)(h)
+                    h = Conv(width, 3, dtype=dtype, stride=2, name=f"{name}_op")(h)
                 skips.append(h)
                 scale *= 2
 
@@ -107,7 +107,7 @@ class ADM(nn.Module):
         for level, width in reversed(list(enumerate(widths))):
             for i in range(self.blocks + 1):
                 name = f"output_blocks_{total - len(skips)}"
-                h = res(jnp.concatenate([h, skips.pop()], axis=-1), width, f"{name}_0")
+                h = res(h, width, f"{name}_0", skip=skips.pop())
                 child = 1
                 if scale in self.attention:
                     h = attend(h, f"{name}_1")
@@ -116,12 +116,12 @@ class ADM(nn.Module):
                     if self.resblock_updown:
                         h = res(h, width, f"{name}_{child}", "up")
                     else:
-                        h = conv(width, 3, f"{name}_{child}_conv", dtype=dtype)(upsample(h))
+                        h = Conv(width, 3, dtype=dtype, name=f"{name}_{child}_conv")(upsample(h))
                     scale //= 2
 
         h = nn.silu(GroupNorm(self.groups, name="out_0")(h.astype(jnp.float32)))
         self.sow("intermediates", "features", h)
-        return conv(self.out_channels, 3, "out_2", zero=True)(h)
+        return Conv(self.out_channels, 3, zero=True, name="out_2")(h)
 
 
 # The published networks; C_in is that of the input (6 where x_T is concatenated).

@@ -5,6 +5,7 @@ with the cosines first, scale-shift normalisation, and zero-initialised last con
 Images are [B, H, W, C]; parameters are float32, and so are activations unless a dtype is given.
 """
 
+import itertools
 import math
 from typing import Any
 
@@ -34,24 +35,37 @@ class GroupNorm(nn.Module):
 
     groups: int
 
-    @nn.compact
     def __call__(self, x: Array) -> Array:
-        b, c = x.shape[0], x.shape[-1]
+        return self.parts(x)[0]
+
+    @nn.compact
+    def parts(self, *parts: Array) -> list[Array]:
+        """The same for an image whose channels, side by side, are those of several arrays; each comes back."""
+        b, widths = parts[0].shape[0], [x.shape[-1] for x in parts]
+        c = sum(widths)
         if c % self.groups:
             raise ValueError(f"groups = {self.groups} of a GroupNorm do not divide its {c} channels")
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
 
-        def mean(v: Array) -> Array:
+        def mean(images: list[Array]) -> Array:
             """[B, ..., C] -> [B, C], the same number for the channels of a group."""
-            of_channels = v.mean(tuple(range(1, v.ndim - 1))).reshape(b, self.groups, -1)
+            of_channels = jnp.concatenate([x.mean(tuple(range(1, x.ndim - 1))) for x in images], -1)
+            of_channels = of_channels.reshape(b, self.groups, -1)
             return jnp.broadcast_to(of_channels.mean(-1, keepdims=True), of_channels.shape).reshape(b, c)
 
-        h = jnp.asarray(x, jnp.float32)
-        first, second = mean(h), mean(jnp.square(h))
+        hs = [jnp.asarray(x, jnp.float32) for x in parts]
+        first, second = mean(hs), mean([jnp.square(h) for h in hs])
         factor = jax.lax.rsqrt(jnp.maximum(second - jnp.square(first), 0) + 1e-5) * scale[None]
-        shape = (b, *[1] * (x.ndim - 2), c)
-        return (h * factor.reshape(shape) + (bias[None] - first * factor).reshape(shape)).astype(x.dtype)
+        shift = bias[None] - first * factor
+
+        def apply(h: Array, factor: Array, shift: Array) -> Array:
+            shape = (b, *[1] * (h.ndim - 2), -1)
+            return h * factor.reshape(shape) + shift.reshape(shape)
+
+        ends = list(itertools.accumulate(widths))[:-1]
+        found = map(apply, hs, jnp.split(factor, ends, -1), jnp.split(shift, ends, -1))
+        return [y.astype(x.dtype) for y, x in zip(found, parts, strict=True)]
 
 
 def condition_embedding(cond: Any, classes: int, embedding: int, features: int) -> Array | None:
@@ -74,12 +88,28 @@ def condition_embedding(cond: Any, classes: int, embedding: int, features: int) 
     return None
 
 
-def conv(features: int, size: int, name: str, zero: bool = False, dtype: Any = None, stride: int = 1) -> nn.Conv:
-    """A size x size convolution with PyTorch's symmetric padding; zero: starts as the zero map."""
-    init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
-    pad = [(size // 2, size // 2)] * 2
-    settings = {"padding": pad, "kernel_init": init, "dtype": dtype, "conv_general_dilated": convolve}
-    return nn.Conv(features, (size, size), stride, name=name, **settings)
+class Conv(nn.Module):
+    """A size x size convolution with a bias and PyTorch's symmetric padding; zero: starts as the zero map.
+
+    Called with several arrays, it is that of their channels side by side, without putting them there. dtype: of the
+    products. The bias is added in float32, for the sake of its gradient: a sum over all pixels.
+    """
+
+    features: int
+    size: int
+    zero: bool = False
+    dtype: Any = jnp.float32
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, *parts: Array) -> Array:
+        widths = [x.shape[-1] for x in parts]
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (self.size, self.size, sum(widths), self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        kernels = jnp.split(kernel.astype(self.dtype), list(itertools.accumulate(widths))[:-1], 2)
+        h = sum(convolve(x.astype(self.dtype), k, self.stride) for x, k in zip(parts, kernels, strict=True))
+        return (h.astype(jnp.float32) + bias[None, None, None]).astype(self.dtype)
 
 
 def recomputed(remat: str, *blocks: type[nn.Module]) -> tuple[type[nn.Module], ...]:
@@ -137,14 +167,16 @@ class ResBlock(nn.Module):
     groups: int = 32
     resample: str | None = None
     scale_shift: bool = True
-    dtype: Any = None
+    dtype: Any = jnp.float32
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array) -> Array:
+    def __call__(self, x: Array, emb: Array, skip: Array | None = None) -> Array:
+        """skip: further channels of x [B, H, W, C_skip]. Joined to x they would be written and read once more."""
         resample = {"up": upsample, "down": downsample, None: lambda v: v}[self.resample]
-        h = nn.silu(GroupNorm(self.groups, name="norm_in")(x))
-        h = conv(self.features, 3, "conv_in", dtype=self.dtype)(resample(h))
+        parts = (x,) if skip is None else (x, skip)
+        h = [nn.silu(v) for v in GroupNorm(self.groups, name="norm_in").parts(*parts)]
+        h = Conv(self.features, 3, dtype=self.dtype, name="conv_in")(*map(resample, h))
         emb = nn.Dense((1 + self.scale_shift) * self.features, name="emb")(nn.silu(emb))
         emb = emb.astype(h.dtype)[:, None, None, :]
         if self.scale_shift:
@@ -153,11 +185,27 @@ class ResBlock(nn.Module):
         else:
             h = GroupNorm(self.groups, name="norm_out")(h + emb)
         h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.silu(h))
-        h = conv(self.features, 3, "conv_out", zero=True, dtype=self.dtype)(h)
-        x = resample(x)
-        if x.shape[-1] != self.features:
-            x = conv(self.features, 1, "skip", dtype=self.dtype)(x)
-        return x + h
+        h = Conv(self.features, 3, zero=True, dtype=self.dtype, name="conv_out")(h)
+        parts = [resample(v) for v in parts]
+        if sum(v.shape[-1] for v in parts) != self.features:
+            return Conv(self.features, 1, dtype=self.dtype, name="skip")(*parts) + h
+        return jnp.concatenate(parts, -1) + h
+
+
+def attend_by_head(*qkv: Array) -> Array:
+    """jax.nn.dot_product_attention, one head after the other, each once more in the backward pass."""
+    heads = jax.tree.map(lambda x: jnp.moveaxis(x[..., None, :], 2, 0), qkv)
+    found = jax.lax.map(jax.checkpoint(lambda x: jax.nn.dot_product_attention(*x)), heads)
+    return jnp.moveaxis(found, 0, 2)[..., 0, :]
+
+
+def attend(q: Array, k: Array, v: Array) -> Array:
+    """softmax(q k^T / sqrt(D)) v, the softmax in float32; q, k, v and what it returns [B, pixels, heads, D].
+
+    On TPU by head: products of all pixels with all pixels then fit into the memory beside the arithmetic, which halves
+    the compiler's estimate at 32 x 32 pixels.
+    """
+    return jax.lax.platform_dependent(q, k, v, tpu=attend_by_head, default=jax.nn.dot_product_attention)
 
 
 class AttentionBlock(nn.Module):
@@ -182,7 +230,7 @@ class AttentionBlock(nn.Module):
             qkv = qkv.reshape(b, height * width, heads, 3, d).swapaxes(2, 3)
         else:
             qkv = qkv.reshape(b, height * width, 3, heads, d)
-        h = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # softmax in float32
+        h = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         h = h.reshape(b, height * width, c)
         h = nn.Dense(c, kernel_init=nn.initializers.zeros, name="proj_out", dtype=self.dtype)(h)
         return x + h.reshape(x.shape)

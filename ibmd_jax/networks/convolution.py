@@ -3,8 +3,6 @@
 benchmarks/forward.py measures the whole network; elsewhere, and for larger images, XLA's are used.
 """
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import lax
 
@@ -21,11 +19,13 @@ def as_product(x: Array, kernel: Array) -> Array:
     return (jnp.concatenate(taps, -1).reshape(-1, k * k * c) @ kernel.reshape(-1, features)).reshape(b, h, w, features)
 
 
-def convolve(x: Array, kernel: Array, strides: Any, padding: Any, **settings: Any) -> Array:
-    """In the place of lax.conv_general_dilated in nn.Conv, for kernels of odd size with padding k // 2."""
+def convolve(x: Array, kernel: Array, stride: int = 1) -> Array:
+    """x [B, H, W, C], kernel [k, k, C, F], k odd -> [B, H / stride, W / stride, F], padded by k // 2."""
 
     def usual(x: Array, kernel: Array) -> Array:
-        return lax.conv_general_dilated(x, kernel, strides, padding, **settings)
+        padding = [(kernel.shape[0] // 2,) * 2] * 2
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dimensions)
 
-    small = x.size // x.shape[-1] <= PIXELS and x.shape[-1] >= CHANNELS and tuple(strides) == (1, 1)
+    small = x.size // x.shape[-1] <= PIXELS and x.shape[-1] >= CHANNELS and stride == 1
     return lax.platform_dependent(x, kernel, cpu=as_product, default=usual) if small else usual(x, kernel)

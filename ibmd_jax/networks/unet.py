@@ -8,10 +8,10 @@ from flax import linen as nn
 from ibmd_jax.core.types import Array
 from ibmd_jax.networks.blocks import (
     AttentionBlock,
+    Conv,
     GroupNorm,
     ResBlock,
     condition_embedding,
-    conv,
     depth_to_space,
     recomputed,
     space_to_depth,
@@ -54,15 +54,15 @@ class UNet(nn.Module):
         given = condition_embedding(cond, self.classes, self.embedding, 4 * width)
         emb = emb if given is None else emb + given
 
-        def res(h: Array, features: int, name: str, resample: str | None = None) -> Array:
-            return res_block(features, self.groups, resample, dtype=dtype, name=name)(h, emb)
+        def res(h: Array, features: int, name: str, resample: str | None = None, skip: Array | None = None) -> Array:
+            return res_block(features, self.groups, resample, dtype=dtype, name=name)(h, emb, skip)
 
         def attend(h: Array, level: int, name: str) -> Array:
             if level not in self.attention:
                 return h
             return attention_block(self.head_channels, self.groups, dtype=dtype, name=name)(h)
 
-        h = conv(width, 3, "conv_in", dtype=dtype)(space_to_depth(x, self.patch).astype(dtype))
+        h = Conv(width, 3, dtype=dtype, name="conv_in")(space_to_depth(x, self.patch).astype(dtype))
         if z is not None:
             # The same map as extra input channels; summed apart, so that zero weights change no bit of h.
             noise_in = nn.Conv(
@@ -88,13 +88,12 @@ class UNet(nn.Module):
 
         for level, features in reversed(list(enumerate(self.channels))):
             for i in range(self.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = res(h, features, f"out{level}_{i}")
+                h = res(h, features, f"out{level}_{i}", skip=skips.pop())
                 h = attend(h, level, f"out{level}_{i}_attention")
             if level > 0:
                 h = res(h, features, f"up{level}", "up")
 
         h = nn.silu(GroupNorm(self.groups, name="norm_out")(h.astype(jnp.float32)))
         self.sow("intermediates", "features", h)
-        h = conv(self.patch**2 * self.out_channels, 3, "conv_out", zero=True)(h)
+        h = Conv(self.patch**2 * self.out_channels, 3, zero=True, name="conv_out")(h)
         return depth_to_space(h, self.patch)

@@ -1,4 +1,5 @@
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,11 @@ from ibmd_jax.networks.adapters import from_linen, from_nnx
 from ibmd_jax.networks.adm import PRESETS
 from ibmd_jax.networks.blocks import (
     AttentionBlock,
+    Conv,
     GroupNorm,
     ResBlock,
-    conv,
+    attend,
+    attend_by_head,
     depth_to_space,
     downsample,
     space_to_depth,
@@ -238,6 +241,53 @@ def test_attention_is_the_softmax_over_all_pixels():
     )
 
 
+@pytest.mark.parametrize("features", [6, 10], ids=["projected", "added"])
+@pytest.mark.parametrize("resample", [None, "down"])
+def test_a_skip_of_a_res_block_is_like_further_channels(features, resample):
+    k = jax.random.split(jax.random.key(3), 4)
+    x, skip, emb = (jax.random.normal(i, s) for i, s in zip(k, ((2, 4, 4, 6), (2, 4, 4, 4), (2, 5)), strict=False))
+    block, joined = ResBlock(features, groups=2, resample=resample), jnp.concatenate([x, skip], -1)
+    params = perturb(jax.jit(block.init)(k[3], joined, emb), 0.3)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: a.shape == b.shape, params, jax.eval_shape(block.init, k[3], x, emb, skip))
+    )
+
+    def loss(apart, params, x, skip):
+        y = block.apply(params, x, emb, skip) if apart else block.apply(params, jnp.concatenate([x, skip], -1), emb)
+        return jnp.sin(y).sum(), y
+
+    (one, two) = (jax.jit(jax.grad(partial(loss, apart), (0, 1, 2), has_aux=True)) for apart in (True, False))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        one(params, x, skip),
+        two(params, x, skip),
+    )
+
+
+def test_the_gradient_of_a_bias_is_summed_in_float32():
+    """4096 ones in bfloat16, one after the other, stop at 256."""
+    layer, x = Conv(1, 1, dtype=jnp.bfloat16), jnp.zeros((1, 64, 64, 1), jnp.bfloat16)
+    params = layer.init(jax.random.key(0), x)
+    text = jax.jit(jax.grad(lambda p: layer.apply(p, x).astype(jnp.float32).sum())).lower(params).as_text()
+    sums = re.findall(r"stablehlo.reduce.*-> tensor<(\S*)>", text)
+    assert {dtype.split("x")[-1] for dtype in sums} == {"f32"}
+
+
+def test_attention_by_head_is_the_usual_one_and_is_for_tpu():
+    x = jax.random.normal(jax.random.key(1), (3, 2, 6, 2, 4))
+
+    def loss(f, x):
+        return jnp.sin(f(*x)).sum(), f(*x)
+
+    by_head, usual = (
+        jax.jit(jax.grad(partial(loss, f), has_aux=True))(x) for f in (attend_by_head, jax.nn.dot_product_attention)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), by_head, usual)
+    traced = jax.jit(attend).trace(*x)
+    loops = {p: "stablehlo.while" in traced.lower(lowering_platforms=(p,)).as_text() for p in ("cpu", "cuda", "tpu")}
+    assert loops == {"cpu": False, "cuda": False, "tpu": True}
+
+
 def constant(value, seen=None):
     """A network whose output is `value`, and which notes what it was given."""
 
@@ -347,7 +397,7 @@ def conv_by_xla(x, kernel):
 def test_small_convolutions_are_a_product_on_the_cpu(size, channels, product):
     k = jax.random.split(jax.random.key(0), 2)
     x, kernel = jax.random.normal(k[0], (2, size, size, channels)), jax.random.normal(k[1], (3, 3, channels, 16)) / 48
-    layer = conv(16, 3, "c")
+    layer = Conv(16, 3)
     params = {"params": {"kernel": kernel, "bias": jnp.arange(16.0)}}
     np.testing.assert_allclose(layer.apply(params, x), np.asarray(conv_by_xla(x, kernel)) + np.arange(16.0), atol=2e-5)
     assert ("stablehlo.convolution" not in jax.jit(layer.apply).lower(params, x).as_text()) == product
