@@ -6,9 +6,11 @@ step by number, and sees the same global batches, in the same order, on any numb
 """
 
 import collections
+import functools
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -49,11 +51,13 @@ def examples(
     Yields: (dict of arrays [batch_size / processes, ...], example numbers [...] int64).
     """
 
-    def read(batch: tuple[np.ndarray, np.ndarray]) -> tuple[Example, np.ndarray]:
-        rows, numbers = batch
+    count, size = len(source), batch_size // processes
+
+    def read(batch: int) -> tuple[Example, np.ndarray]:
+        numbers = batch * size + np.arange(size)
         # Random bits of an example's own: a counter for each, from the number of the first one on.
         bits = np.random.Philox(key=seed).advance(int(numbers[0])).random_raw(4 * len(numbers))[::4]
-        found = [source[int(row)] for row in rows]
+        found = [source[int(epoch_order(seed, n // count, count)[n % count])] for n in numbers.tolist()]
         if crop:
             found = [random_crop(e, crop, np.random.default_rng(b)) for e, b in zip(found, bits, strict=True)]
         stacked = {name: np.stack([example[name] for example in found]) for name in found[0]}
@@ -61,16 +65,9 @@ def examples(
             mirror(stacked, bits % 2 == 1)
         return stacked, numbers
 
-    # Numbers alone go through Grain's steps, each of which takes longer than reading a small image does.
-    dataset = (
-        grain.MapDataset.range(len(source))
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .map_with_index(lambda n, row: (np.int64(row), np.int64(n)))
-    )
-    # Batches first: then workers and threads share out whole batches, and leave their order alone.
-    dataset = dataset.batch(batch_size // processes)[start_step * processes + process :: processes].map(read)
+    # Grain shares out the numbers of batches, not of examples: it takes longer over a number than a small image does.
+    numbers = range(start_step * processes + process, sys.maxsize, processes)
+    dataset = grain.MapDataset.source(numbers).map(read)
     # A worker process needs no threads of its own.
     threads = 0 if workers else min(16, 2 * (os.cpu_count() or 1))
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
@@ -80,6 +77,12 @@ def examples(
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(options, worker_init_fn=leave_signals)
     return iter(dataset)
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order in which an epoch goes through `count` images: a permutation of 0 ... count - 1."""
+    return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def leave_signals(*_: int) -> None:
