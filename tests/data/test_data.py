@@ -85,12 +85,16 @@ def test_global_batches_do_not_depend_on_the_number_of_processes(processes):
         np.testing.assert_array_equal(np.concatenate([p[step][0] for p in parts]), images)
 
 
-def test_an_epoch_holds_every_image_once_and_the_next_is_shuffled_anew():
+@pytest.mark.parametrize("batch_size", [12, 8, 24], ids=["a batch", "across batches", "two in a batch"])
+def test_an_epoch_holds_every_image_once_and_the_next_is_shuffled_anew(batch_size):
     tiny = [{"x_0": np.full((1, 1, 1), i, np.uint8)} for i in range(12)]
-    stream = examples(tiny, seed=0, batch_size=12)
-    first, second = (next(stream)[0]["x_0"].ravel() for _ in range(2))
-    assert sorted(first) == sorted(second) == list(range(12))
-    assert first.tolist() != second.tolist()
+    orders = {}
+    for seed in (0, 1):
+        stream = examples(tiny, seed=seed, batch_size=batch_size)
+        seen = np.concatenate([next(stream)[0]["x_0"].ravel() for _ in range(24 // batch_size)])
+        orders |= {(seed, epoch): tuple(part) for epoch, part in enumerate(np.split(seen, 2))}
+    assert all(sorted(order) == list(range(12)) for order in orders.values())
+    assert len(set(orders.values())) == 4
 
 
 def test_flips_mirror_about_half_of_the_images():
