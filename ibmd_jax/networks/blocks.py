@@ -5,12 +5,12 @@ with the cosines first, scale-shift normalisation, and zero-initialised last con
 Images are [B, H, W, C]; parameters are float32, and so are activations unless a dtype is given.
 """
 
-import itertools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
@@ -63,7 +63,7 @@ class GroupNorm(nn.Module):
             shape = (b, *[1] * (h.ndim - 2), -1)
             return h * factor.reshape(shape) + shift.reshape(shape)
 
-        ends = list(itertools.accumulate(widths))[:-1]
+        ends = np.cumsum(widths)[:-1]
         found = map(apply, hs, jnp.split(factor, ends, -1), jnp.split(shift, ends, -1))
         return [y.astype(x.dtype) for y, x in zip(found, parts, strict=True)]
 
@@ -107,7 +107,7 @@ class Conv(nn.Module):
         init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (self.size, self.size, sum(widths), self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernels = jnp.split(kernel.astype(self.dtype), list(itertools.accumulate(widths))[:-1], 2)
+        kernels = jnp.split(kernel.astype(self.dtype), np.cumsum(widths)[:-1], 2)
         h = sum(convolve(x.astype(self.dtype), k, self.stride) for x, k in zip(parts, kernels, strict=True))
         return (h.astype(jnp.float32) + bias[None, None, None]).astype(self.dtype)
 
