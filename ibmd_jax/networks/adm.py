@@ -60,7 +60,12 @@ class ADM(nn.Module):
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
         """z: noise [B, H, W, C_z], through input weights that start at zero. cond: as `classes` or `embedding` say."""
         dtype = jnp.dtype(self.dtype)
-        res_block, attention_block = recomputed(self.remat, ResBlock, AttentionBlock)
+
+        def head(self: ADM, h: Array) -> tuple[Array, Array]:
+            h = nn.silu(GroupNorm(self.groups, name="out_0")(h.astype(jnp.float32)))
+            return h, Conv(self.out_channels, 3, zero=True, name="out_2")(h)
+
+        res_block, attention_block, head = recomputed(self.remat, ResBlock, AttentionBlock, head)
 
         def res(h: Array, width: float, name: str, resample: str | None = None, skip: Array | None = None) -> Array:
             block = res_block(int(width), self.groups, resample, self.scale_shift, dtype, self.dropout, name=name)
@@ -119,9 +124,9 @@ class ADM(nn.Module):
                         h = Conv(width, 3, dtype=dtype, name=f"{name}_{child}_conv")(upsample(h))
                     scale //= 2
 
-        h = nn.silu(GroupNorm(self.groups, name="out_0")(h.astype(jnp.float32)))
-        self.sow("intermediates", "features", h)
-        return Conv(self.out_channels, 3, zero=True, name="out_2")(h)
+        features, out = head(self, h)
+        self.sow("intermediates", "features", features)
+        return out
 
 
 # The published networks; C_in is that of the input (6 where x_T is concatenated).

@@ -112,8 +112,8 @@ class Conv(nn.Module):
         return (h.astype(jnp.float32) + bias[None, None, None]).astype(self.dtype)
 
 
-def recomputed(remat: str, *blocks: type[nn.Module]) -> tuple[type[nn.Module], ...]:
-    """The block classes of a network whose `remat` is "none", "block" or "full".
+def recomputed(remat: str, *blocks: Any) -> tuple[Any, ...]:
+    """The blocks, classes or functions of a module, of a network whose `remat` is "none", "block" or "full".
 
     "block": the backward pass keeps each block's inputs, and computes the block again. "full": it keeps the network's
     inputs alone (networks.adapters.from_linen sees to that), so that of several networks in one loss only one at a

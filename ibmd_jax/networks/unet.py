@@ -47,7 +47,12 @@ class UNet(nn.Module):
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
         """z: noise [B, H, W, C_z], through input weights that start at zero. cond: as `classes` or `embedding` say."""
         width, dtype = self.channels[0], jnp.dtype(self.dtype)
-        res_block, attention_block = recomputed(self.remat, ResBlock, AttentionBlock)
+
+        def head(self: UNet, h: Array) -> tuple[Array, Array]:
+            h = nn.silu(GroupNorm(self.groups, name="norm_out")(h.astype(jnp.float32)))
+            return h, Conv(self.patch**2 * self.out_channels, 3, zero=True, name="conv_out")(h)
+
+        res_block, attention_block, head = recomputed(self.remat, ResBlock, AttentionBlock, head)
         emb = timestep_embedding(t, width)
         emb = nn.Dense(4 * width, name="time_in")(emb)
         emb = nn.Dense(4 * width, name="time_out")(nn.silu(emb))
@@ -93,7 +98,6 @@ class UNet(nn.Module):
             if level > 0:
                 h = res(h, features, f"up{level}", "up")
 
-        h = nn.silu(GroupNorm(self.groups, name="norm_out")(h.astype(jnp.float32)))
-        self.sow("intermediates", "features", h)
-        h = Conv(self.patch**2 * self.out_channels, 3, zero=True, name="conv_out")(h)
-        return depth_to_space(h, self.patch)
+        found, out = head(self, h)
+        self.sow("intermediates", "features", found)
+        return depth_to_space(out, self.patch)
