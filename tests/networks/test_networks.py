@@ -241,6 +241,16 @@ def test_attention_is_the_softmax_over_all_pixels():
     )
 
 
+@pytest.mark.usefixtures("lenient")  # JAX's attention promotes bfloat16 by itself
+@pytest.mark.parametrize("name", ["adm", "unet"])
+def test_of_recomputed_blocks_no_activation_is_kept_in_float32(name):
+    network = from_linen(NETWORKS[name](**SMALL[name], remat="block", dtype="bfloat16"))
+    kept = jax.eval_shape(lambda p: jax.vjp(lambda p: network.apply(p, X, T), p)[1], init(network))
+    activations = [x for x in jax.tree.leaves(kept) if x.ndim == 4 and x.shape[0] == len(X)]
+    assert activations
+    assert {x.dtype.name for x in activations} == {"bfloat16"}
+
+
 @pytest.mark.parametrize("features", [6, 10], ids=["projected", "added"])
 @pytest.mark.parametrize("resample", [None, "down"])
 def test_a_skip_of_a_res_block_is_like_further_channels(features, resample):
