@@ -117,10 +117,6 @@ def test_the_batch_has_what_the_network_is_conditioned_on(split, network, shape,
     assert split.batch.cond is None
 
 
-def with_skips(params):
-    return [block for name, block in params.items() if name.startswith("out") and "conv_in" in block]
-
-
 @pytest.mark.usefixtures("lenient")
 def test_an_update_is_compiled_and_measured(split):
     assert {name: update.count for name, update in split.method.updates.items()} == {"auxiliary": 2, "student": 1}
@@ -128,14 +124,11 @@ def test_an_update_is_compiled_and_measured(split):
     assert (report.name, report.count) == ("auxiliary", 2)
     assert report.flops > 1e7
     assert report.peak >= report.temporaries + sum(split.parts.values())
-    # Both networks travel once; activations stay where their examples are. What is exchanged are shares of gradients,
-    # as the parts of a kernel that takes a skip are put together: less than one activation.
+    # Both networks travel once; activations stay where their examples are.
     count, size = report.collectives["all-gather"]
     assert count > 10
     assert size < 1.1 * 4 * (split.parts["student"] + split.parts["auxiliary"])
-    kernels = [block[name]["kernel"] for block in with_skips(split.state.auxiliary) for name in ("conv_in", "skip")]
-    shares = sum(k.size for k in kernels)  # in bytes, of float32 on four devices
-    assert report.collectives["all-to-all"][1] <= 2 * shares < 4 * split.microbatch * 16**3
+    assert "all-to-all" not in report.collectives
     text = preflight.describe(split, [report], preflight.Chip(report.flops, 1.0, 1.0, 1.0))
     assert "DOES NOT FIT" in text
     assert "at least 1000.0 ms at the peak" in text

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
@@ -35,37 +34,24 @@ class GroupNorm(nn.Module):
 
     groups: int
 
-    def __call__(self, x: Array) -> Array:
-        return self.parts(x)[0]
-
     @nn.compact
-    def parts(self, *parts: Array) -> list[Array]:
-        """The same for an image whose channels, side by side, are those of several arrays; each comes back."""
-        b, widths = parts[0].shape[0], [x.shape[-1] for x in parts]
-        c = sum(widths)
+    def __call__(self, x: Array) -> Array:
+        b, c = x.shape[0], x.shape[-1]
         if c % self.groups:
             raise ValueError(f"groups = {self.groups} of a GroupNorm do not divide its {c} channels")
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
 
-        def mean(images: list[Array]) -> Array:
+        def mean(v: Array) -> Array:
             """[B, ..., C] -> [B, C], the same number for the channels of a group."""
-            of_channels = jnp.concatenate([x.mean(tuple(range(1, x.ndim - 1))) for x in images], -1)
-            of_channels = of_channels.reshape(b, self.groups, -1)
+            of_channels = v.mean(tuple(range(1, v.ndim - 1))).reshape(b, self.groups, -1)
             return jnp.broadcast_to(of_channels.mean(-1, keepdims=True), of_channels.shape).reshape(b, c)
 
-        hs = [jnp.asarray(x, jnp.float32) for x in parts]
-        first, second = mean(hs), mean([jnp.square(h) for h in hs])
+        h = jnp.asarray(x, jnp.float32)
+        first, second = mean(h), mean(jnp.square(h))
         factor = jax.lax.rsqrt(jnp.maximum(second - jnp.square(first), 0) + 1e-5) * scale[None]
-        shift = bias[None] - first * factor
-
-        def apply(h: Array, factor: Array, shift: Array) -> Array:
-            shape = (b, *[1] * (h.ndim - 2), -1)
-            return h * factor.reshape(shape) + shift.reshape(shape)
-
-        ends = np.cumsum(widths)[:-1]
-        found = map(apply, hs, jnp.split(factor, ends, -1), jnp.split(shift, ends, -1))
-        return [y.astype(x.dtype) for y, x in zip(found, parts, strict=True)]
+        shape = (b, *[1] * (x.ndim - 2), c)
+        return (h * factor.reshape(shape) + (bias[None] - first * factor).reshape(shape)).astype(x.dtype)
 
 
 def condition_embedding(cond: Any, classes: int, embedding: int, features: int) -> Array | None:
@@ -91,8 +77,7 @@ def condition_embedding(cond: Any, classes: int, embedding: int, features: int) 
 class Conv(nn.Module):
     """A size x size convolution with a bias and PyTorch's symmetric padding; zero: starts as the zero map.
 
-    Called with several arrays, it is that of their channels side by side, without putting them there. dtype: of the
-    products. The bias is added in float32, for the sake of its gradient: a sum over all pixels.
+    dtype: of the products. The bias is added in float32, for the sake of its gradient: a sum over all pixels.
     """
 
     features: int
@@ -102,13 +87,11 @@ class Conv(nn.Module):
     stride: int = 1
 
     @nn.compact
-    def __call__(self, *parts: Array) -> Array:
-        widths = [x.shape[-1] for x in parts]
+    def __call__(self, x: Array) -> Array:
         init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-        kernel = self.param("kernel", init, (self.size, self.size, sum(widths), self.features))
+        kernel = self.param("kernel", init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        kernels = jnp.split(kernel.astype(self.dtype), np.cumsum(widths)[:-1], 2)
-        h = sum(convolve(x.astype(self.dtype), k, self.stride) for x, k in zip(parts, kernels, strict=True))
+        h = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride)
         return (h.astype(jnp.float32) + bias[None, None, None]).astype(self.dtype)
 
 
@@ -171,12 +154,10 @@ class ResBlock(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array, skip: Array | None = None) -> Array:
-        """skip: further channels of x [B, H, W, C_skip]. Joined to x they would be written and read once more."""
+    def __call__(self, x: Array, emb: Array) -> Array:
         resample = {"up": upsample, "down": downsample, None: lambda v: v}[self.resample]
-        parts = (x,) if skip is None else (x, skip)
-        h = [nn.silu(v) for v in GroupNorm(self.groups, name="norm_in").parts(*parts)]
-        h = Conv(self.features, 3, dtype=self.dtype, name="conv_in")(*map(resample, h))
+        h = nn.silu(GroupNorm(self.groups, name="norm_in")(x))
+        h = Conv(self.features, 3, dtype=self.dtype, name="conv_in")(resample(h))
         emb = nn.Dense((1 + self.scale_shift) * self.features, name="emb")(nn.silu(emb))
         emb = emb.astype(h.dtype)[:, None, None, :]
         if self.scale_shift:
@@ -186,10 +167,10 @@ class ResBlock(nn.Module):
             h = GroupNorm(self.groups, name="norm_out")(h + emb)
         h = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(nn.silu(h))
         h = Conv(self.features, 3, zero=True, dtype=self.dtype, name="conv_out")(h)
-        parts = [resample(v) for v in parts]
-        if sum(v.shape[-1] for v in parts) != self.features:
-            return Conv(self.features, 1, dtype=self.dtype, name="skip")(*parts) + h
-        return jnp.concatenate(parts, -1) + h
+        x = resample(x)
+        if x.shape[-1] != self.features:
+            x = Conv(self.features, 1, dtype=self.dtype, name="skip")(x)
+        return x + h
 
 
 def attend_by_head(*qkv: Array) -> Array:

@@ -251,29 +251,6 @@ def test_of_recomputed_blocks_no_activation_is_kept_in_float32(name):
     assert {x.dtype.name for x in activations} == {"bfloat16"}
 
 
-@pytest.mark.parametrize("features", [6, 10], ids=["projected", "added"])
-@pytest.mark.parametrize("resample", [None, "down"])
-def test_a_skip_of_a_res_block_is_like_further_channels(features, resample):
-    k = jax.random.split(jax.random.key(3), 4)
-    x, skip, emb = (jax.random.normal(i, s) for i, s in zip(k, ((2, 4, 4, 6), (2, 4, 4, 4), (2, 5)), strict=False))
-    block, joined = ResBlock(features, groups=2, resample=resample), jnp.concatenate([x, skip], -1)
-    params = perturb(jax.jit(block.init)(k[3], joined, emb), 0.3)
-    assert jax.tree.all(
-        jax.tree.map(lambda a, b: a.shape == b.shape, params, jax.eval_shape(block.init, k[3], x, emb, skip))
-    )
-
-    def loss(apart, params, x, skip):
-        y = block.apply(params, x, emb, skip) if apart else block.apply(params, jnp.concatenate([x, skip], -1), emb)
-        return jnp.sin(y).sum(), y
-
-    (one, two) = (jax.jit(jax.grad(partial(loss, apart), (0, 1, 2), has_aux=True)) for apart in (True, False))
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        one(params, x, skip),
-        two(params, x, skip),
-    )
-
-
 def test_the_gradient_of_a_bias_is_summed_in_float32():
     """4096 ones in bfloat16, one after the other, stop at 256."""
     layer, x = Conv(1, 1, dtype=jnp.bfloat16), jnp.zeros((1, 64, 64, 1), jnp.bfloat16)
