@@ -130,6 +130,15 @@ def test_methods_that_need_clean_images_say_what_for(tmp_path, method, message):
         build(config)
 
 
+@pytest.mark.parametrize(("real_data", "reads"), [((1.0, 1.0), False), ((0.9, 0.9), True)])
+def test_clean_images_stay_with_what_reads_them(real_data, reads):
+    config = quicktest()
+    config.distill.real_data = real_data
+    job = build(config)
+    assert (next(job.batches("distill")(0)).x_0 is not None) == reads
+    assert next(job.batches("teacher")(0)).x_0 is not None
+
+
 def test_ot_ode_makes_a_bridge_deterministic():
     assert _bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
     assert _bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()

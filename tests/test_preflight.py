@@ -97,9 +97,12 @@ def test_a_chip_holds_its_share_of_the_states(split):
 
 
 def test_the_loop_holds_the_batches_of_four_steps(split):
-    """In use, waiting (two), and being made: of L + 1 = 3 batches each, x_T, x_0 that IBMD does not read, the mask."""
+    """In use, waiting (two), and being made: of L + 1 = 3 batches each x_T and the mask, and of the last x_0, too."""
     assert split.batch.x_0 is None
-    assert split.parts["batch"] == 4 * 3 * 8 * (2 * 32 * 32 * 3 * 4 + 32 * 32) // 4
+    image, mask = 32 * 32 * 3 * 4, 32 * 32
+    assert split.parts["batch"] == 3 * 8 * (4 * (image + mask) + image) // 4
+    clean = preflight.make_job(config(real_data=(0.9, 0.9)), "distill", jax.devices())
+    assert clean.parts["batch"] == 3 * 8 * 4 * (2 * image + mask) // 4
     teacher = preflight.make_job(config(), "teacher", jax.devices())
     assert teacher.parts["batch"] == 4 * preflight.bytes_on_a_chip(teacher.batch)
 

@@ -55,9 +55,9 @@ def _job(c: dict[str, Any], model: Model) -> Job:
     generates, e = is_noise(c["data"]["corruption"]), c["evaluate"]
     if data.clean:
         _check_metrics(e, len(data.test), None if generates else model.image_shape)
-    sizes = {
-        "teacher": c["teacher"]["batch_size"] * model.teacher.batches,
-        "distill": c["distill"]["batch_size"] * model.distill.batches,
+    batches = {  # x_0 that a method does not read would lie in a chip's memory
+        "teacher": (c["teacher"]["batch_size"] * model.teacher.batches, True),
+        "distill": (c["distill"]["batch_size"] * model.distill.batches, bool(what)),
     }
     return Job(
         config=c,
@@ -75,7 +75,7 @@ def _job(c: dict[str, Any], model: Model) -> Job:
         clean=data.clean,
         features=_features(e["features"], model.image_shape),
         schedule=make("schedule", Schedule, c["schedule"]),
-        batches=lambda stage: data.batches(stage, sizes[stage]),
+        batches=lambda stage: data.batches(stage, *batches[stage]),
     )
 
 

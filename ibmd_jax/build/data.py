@@ -29,14 +29,15 @@ class Data(NamedTuple):
 
     train, test: the sources. clean: whether they have x_0. test_batch(count): so many test images, evenly spaced in the
     source, all for 0; leaves are NumPy arrays. inputs(folder, blind): images of a user's to restore, see `_inputs`.
-    batches(stage, size)(step): an iterator over training batches from that step on, sharded over the mesh.
+    batches(stage, size, clean=True)(step): an iterator over training batches from that step on, sharded over the mesh;
+    without x_0 unless clean.
     """
 
     train: Source
     test: Source
     clean: bool
     mesh: jax.sharding.Mesh
-    batches: Callable[[str, int], Callable[[int], Iterator[Batch]]]
+    batches: Callable[..., Callable[[int], Iterator[Batch]]]
     test_batch: Callable[[int], Batch]
     inputs: Callable[[str, bool], tuple[int, Iterator[tuple[list[str], Batch]]]]
 
@@ -85,7 +86,7 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
         test,
         "x_0" in train[0],
         mesh,
-        lambda stage, size: _batches(train, corrupt(stage), check, c, size, mesh),
+        lambda stage, size, clean=True: _batches(train, corrupt(stage), check, c, size, clean, mesh),
         lambda count: _test_batch(test, corrupt("test"), check, count, c["evaluate"]["batch_size"]),
         inputs,
     )
@@ -166,6 +167,7 @@ def _batches(
     check: Callable[[Example], None],
     c: dict[str, Any],
     size: int,
+    clean: bool,
     mesh: jax.sharding.Mesh,
 ) -> Callable[[int], Iterator[Batch]]:
     sharding = batch_sharding(mesh)
@@ -185,6 +187,7 @@ def _batches(
         for example, numbers in stream:
             check(example)
             local = jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), (example, numbers))
-            yield corrupt(*local)
+            batch = corrupt(*local)
+            yield batch if clean else batch._replace(x_0=None)
 
     return lambda step: ahead(iterate(step), AHEAD)

@@ -1,6 +1,6 @@
 """The contract of a method, and what all methods share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -82,6 +82,31 @@ def mean_gradient(
     total, further = repeat(add, zero, split_batch(inputs, parts))
     value, grads = jax.tree.map(lambda x: x / parts, total)
     return (value, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), further)), grads
+
+
+def in_turn(terms: Sequence[Callable[..., tuple[Array, Any]]], *inputs: Array) -> list[tuple[Array, Any]]:
+    """What the terms of one loss return for the inputs, each term's gradient computed before the next term begins.
+
+    Called one by one, all terms have their networks' activations in memory until the gradient is asked for.
+
+    Args:
+        terms: each (inputs) -> (values [B], further results): an example's value depends on that example's inputs.
+        inputs: [B, ...].
+    Returns: the same, differentiable once: the values in the inputs, the further results in nothing.
+    """
+    given, found = jax.lax.stop_gradient(inputs), []
+    for term in terms:
+
+        def total(*x: Array, term: Callable[..., tuple[Array, Any]] = term) -> tuple[Array, tuple[Array, Any]]:
+            values, further = term(*x)
+            return values.sum(), (values, further)
+
+        grads, result = jax.grad(total, argnums=tuple(range(len(inputs))), has_aux=True)(*given)
+        given, grads, (values, further) = jax.lax.optimization_barrier((given, grads, result))
+        for x, x_now, grad in zip(inputs, given, grads, strict=True):
+            values = values + (grad * (x - x_now)).sum(tuple(range(1, x.ndim)))
+        found.append((values, further))
+    return found
 
 
 class State(NamedTuple):

@@ -32,6 +32,7 @@ and alpha = beta = 1 is (3). On a diffusion bridge, or a flow from noise, (3) is
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ from ibmd_jax.bridges.times import uniform, uniform_grid
 from ibmd_jax.core.arrays import composite, ema_update, expand, mean_inside, squared_error
 from ibmd_jax.core.streams import first_key, normal, split, step_key, stream
 from ibmd_jax.core.types import Array, Batch, Denoise, Key, Params
-from ibmd_jax.methods.base import Method, Update, WeightFn, gathered, mean_gradient, one, repeat, split_batch
+from ibmd_jax.methods.base import Method, Update, WeightFn, gathered, in_turn, mean_gradient, one, repeat, split_batch
 from ibmd_jax.methods.teacher import denoising_error
 from ibmd_jax.samplers import few_step, one_step
 from ibmd_jax.samplers.student import draw_z
@@ -162,17 +163,17 @@ def student_terms(
     teacher_denoise: the teacher's network where it is another one than `denoise`.
     """
     teacher, phi = jax.lax.stop_gradient((teacher, phi))
-    bad = denoise(phi, x_t, t, batch.x_T, batch.cond)
-    good = (teacher_denoise or denoise)(teacher, x_t, t, batch.x_T, batch.cond)
 
     def mean(values: Array) -> Array:
         return mean_inside(values, batch.mask)
 
-    return Terms(
-        *(weight(bridge, t) * squared_error(x, x_0, batch.mask) for x in (good, bad)),
-        *(mean(x * (x - x_0)) for x in (good, bad)),
-        mean(jnp.abs(good - x_0)),
-    )
+    def term(denoise: Denoise, params: Params, x_0: Array, x_t: Array) -> tuple[Array, tuple[Array, Array]]:
+        x = denoise(params, x_t, t, batch.x_T, batch.cond)
+        return weight(bridge, t) * squared_error(x, x_0, batch.mask), (mean(x * (x - x_0)), mean(jnp.abs(x - x_0)))
+
+    good, bad = partial(term, teacher_denoise or denoise, teacher), partial(term, denoise, phi)
+    (good, (good_identity, distance)), (bad, (bad_identity, _)) = in_turn((good, bad), x_0, x_t)
+    return Terms(good, bad, good_identity, bad_identity, distance)
 
 
 def by_t(values: Array, t: Array, T: float) -> Array:

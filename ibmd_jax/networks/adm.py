@@ -67,9 +67,9 @@ class ADM(nn.Module):
 
         res_block, attention_block, head = recomputed(self.remat, ResBlock, AttentionBlock, head)
 
-        def res(h: Array, width: float, name: str, resample: str | None = None) -> Array:
+        def res(h: Array, width: float, name: str, resample: str | None = None, skip: Array | None = None) -> Array:
             block = res_block(int(width), self.groups, resample, self.scale_shift, dtype, self.dropout, name=name)
-            return block(h, emb)
+            return block(h, emb, skip)
 
         def attend(h: Array, name: str) -> Array:
             width = self.head_channels or h.shape[-1] // self.heads
@@ -112,7 +112,7 @@ class ADM(nn.Module):
         for level, width in reversed(list(enumerate(widths))):
             for i in range(self.blocks + 1):
                 name = f"output_blocks_{total - len(skips)}"
-                h = res(jnp.concatenate([h, skips.pop()], axis=-1), width, f"{name}_0")
+                h = res(h, width, f"{name}_0", skip=skips.pop())
                 child = 1
                 if scale in self.attention:
                     h = attend(h, f"{name}_1")

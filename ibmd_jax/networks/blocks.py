@@ -5,7 +5,9 @@ with the cosines first, scale-shift normalisation, and zero-initialised last con
 Images are [B, H, W, C]; parameters are float32, and so are activations unless a dtype is given.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,16 +97,37 @@ class Conv(nn.Module):
         return (h.astype(jnp.float32) + bias[None, None, None]).astype(self.dtype)
 
 
+def in_order(block: type[nn.Module]) -> Callable[..., Callable[..., Any]]:
+    """A class of blocks whose backward pass makes the gradients of their parameters before its inputs' goes on.
+
+    XLA:TPU puts off what nothing waits for: the activations that these gradients are made of would pile up.
+    """
+
+    def call(module: nn.Module, *inputs: Any) -> Any:
+        return module(*inputs)
+
+    def forward(module: nn.Module, *inputs: Any) -> tuple[Any, Any]:
+        return nn.vjp(call, module, *inputs)
+
+    def backward(vjp: Callable[..., Any], cotangent: Any) -> Any:
+        return jax.lax.optimization_barrier(vjp(cotangent))
+
+    apply = nn.custom_vjp(call, forward, backward)
+    return lambda *settings, **named: functools.partial(apply, block(*settings, **named))
+
+
 def recomputed(remat: str, *blocks: Any) -> tuple[Any, ...]:
     """The blocks, classes or functions of a module, of a network whose `remat` is "none", "block" or "full".
 
     "block": the backward pass keeps each block's inputs, and computes the block again. "full": it keeps the network's
     inputs alone (networks.adapters.from_linen sees to that), so that of several networks in one loss only one at a
-    time has activations. Raises: ValueError for another name.
+    time has activations, and these as with "block". Raises: ValueError for another name.
     """
     if remat not in ("none", "block", "full"):
         raise ValueError(f"remat = {remat!r}: it must be none, block or full")
-    return tuple(nn.remat(b) for b in blocks) if remat == "block" else blocks
+    if remat == "none":
+        return blocks
+    return tuple(in_order(nn.remat(b)) if isinstance(b, type) else nn.remat(b) for b in blocks)
 
 
 # Neither makes an array of pairs of pixels, as repeat and a mean of pairs do: XLA:TPU estimates four times as long for
@@ -140,6 +163,8 @@ def depth_to_space(x: Array, p: int) -> Array:
 class ResBlock(nn.Module):
     """Residual block with time conditioning; optionally resamples both of its paths.
 
+    Of x [B, H, W, C], emb [B, E], and a skipped activation [B, H, W, C'] that further channels of x are made of. They
+    are joined here so that of a recomputed block the parts are kept, which other blocks keep, too.
     features: output channels. groups: of every GroupNorm. resample: "up", "down" or None.
     scale_shift: the embedding scales and shifts after the second norm; otherwise it is added before it.
     dtype: of convolutions; norms are in float32. dropout: rate before the last convolution, where a key "dropout" is
@@ -154,7 +179,8 @@ class ResBlock(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array, emb: Array) -> Array:
+    def __call__(self, x: Array, emb: Array, skip: Array | None = None) -> Array:
+        x = x if skip is None else jnp.concatenate([x, skip], axis=-1)
         resample = {"up": upsample, "down": downsample, None: lambda v: v}[self.resample]
         h = nn.silu(GroupNorm(self.groups, name="norm_in")(x))
         h = Conv(self.features, 3, dtype=self.dtype, name="conv_in")(resample(h))

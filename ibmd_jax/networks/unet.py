@@ -59,8 +59,8 @@ class UNet(nn.Module):
         given = condition_embedding(cond, self.classes, self.embedding, 4 * width)
         emb = emb if given is None else emb + given
 
-        def res(h: Array, features: int, name: str, resample: str | None = None) -> Array:
-            return res_block(features, self.groups, resample, dtype=dtype, name=name)(h, emb)
+        def res(h: Array, features: int, name: str, resample: str | None = None, skip: Array | None = None) -> Array:
+            return res_block(features, self.groups, resample, dtype=dtype, name=name)(h, emb, skip)
 
         def attend(h: Array, level: int, name: str) -> Array:
             if level not in self.attention:
@@ -93,8 +93,7 @@ class UNet(nn.Module):
 
         for level, features in reversed(list(enumerate(self.channels))):
             for i in range(self.blocks + 1):
-                h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = res(h, features, f"out{level}_{i}")
+                h = res(h, features, f"out{level}_{i}", skip=skips.pop())
                 h = attend(h, level, f"out{level}_{i}_attention")
             if level > 0:
                 h = res(h, features, f"up{level}", "up")

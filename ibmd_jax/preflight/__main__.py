@@ -142,6 +142,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
 
     from ibmd_jax.build import build_model
     from ibmd_jax.build.data import AHEAD
+    from ibmd_jax.build.methods import METHODS
     from ibmd_jax.core.types import Batch
     from ibmd_jax.corruptions import corruption
     from ibmd_jax.networks.generator import with_new_inputs
@@ -172,7 +173,7 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     masked = spec != "none" and (jax.eval_shape(corruption(spec), key, jnp.zeros(model.image_shape)).mask is not None)
     batch = Batch(
         x,
-        None if stage == "distill" and tuple(settings.get("real_data", (0, 0))) == (1, 1) else x,
+        x if stage == "teacher" or METHODS[settings.method].needs_clean(settings) else None,
         images(1, jnp.bool_) if masked else None,
         jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batch_sharding(mesh)),
@@ -202,9 +203,8 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
         }
     sizes = {name: bytes_on_a_chip(part) for name, part in parts.items()}
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(parts))
-    # A step takes several batches; beside its own there are those that wait and the one that is being made. All have
-    # x_0, whether or not the method reads it.
-    sizes["batch"] = bytes_on_a_chip(batch._replace(x_0=x)) * method.batches * (2 + AHEAD)
+    # A step takes several batches; beside its own there are those that wait and the one that is being made, with x_0.
+    sizes["batch"] = method.batches * (bytes_on_a_chip(batch) * (1 + AHEAD) + bytes_on_a_chip(batch._replace(x_0=x)))
     microbatch = settings.batch_size // (len(devices) * settings.accumulate)
     return Job(method, mesh, state, frozen, batch, sizes, whole, microbatch)
 

@@ -1,5 +1,7 @@
 """IBMD against closed forms: Gaussian couplings in one and two dimensions, with the analytic teacher."""
 
+from functools import partial
+
 import gaussian
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from ibmd_jax.bridges.base import bridge as as_bridge
 from ibmd_jax.bridges.times import TIME_SAMPLERS
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import ibmd
-from ibmd_jax.methods.base import WEIGHTS, ten_to
+from ibmd_jax.methods.base import WEIGHTS, in_turn, ten_to
 from ibmd_jax.methods.ibmd import by_t, generate, state_on_path, student_terms
 from ibmd_jax.methods.teacher import bridge_matching_loss
 
@@ -241,6 +243,35 @@ def test_microbatches_change_nothing(settings):
     for a, b in zip(*(jax.tree.leaves(x) for x in found), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert differs(state.student, found[0][0].student)
+
+
+def test_terms_in_turn_have_their_own_values_and_gradients_one_after_the_other():
+    x, y = jax.random.normal(jax.random.key(0), (2, 5, 3))
+
+    def first(x, y):
+        return (jnp.sin(x) * y).sum(-1), x.mean()
+
+    def second(x, y):
+        return jnp.cosh(x * y).prod(-1), y
+
+    def loss(terms, x, y):
+        (a, mean), (b, same) = terms(x, y)
+        return (jnp.arange(5.0) * a - jnp.square(b)).mean(), (a, b, mean, same)
+
+    def in_turn_(x, y):
+        return in_turn((first, second), x, y)
+
+    def apart(x, y):
+        return first(x, y), second(x, y)
+
+    found, expected = (
+        jax.value_and_grad(partial(loss, terms), argnums=(0, 1), has_aux=True)(x, y) for terms in (in_turn_, apart)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), found, expected)
+    names = [e.primitive.name for e in jax.make_jaxpr(in_turn_)(x, y).eqns]
+    gradient, barrier = names.index("cos"), names.index("optimization_barrier")  # of the sine, and what follows it
+    later = names.index("cosh") if "cosh" in names else names.index("exp")
+    assert gradient < barrier < later
 
 
 @pytest.mark.usefixtures("lenient")

@@ -242,13 +242,46 @@ def test_attention_is_the_softmax_over_all_pixels():
 
 
 @pytest.mark.usefixtures("lenient")  # JAX's attention promotes bfloat16 by itself
-@pytest.mark.parametrize("name", ["adm", "unet"])
-def test_of_recomputed_blocks_no_activation_is_kept_in_float32(name):
+@pytest.mark.parametrize(("name", "widths"), [("adm", {3, 8}), ("unet", {12, 8, 16})])
+def test_of_recomputed_blocks_no_activation_is_kept_in_float32_or_joined_to_a_skip(name, widths):
     network = from_linen(NETWORKS[name](**SMALL[name], remat="block", dtype="bfloat16"))
     kept = jax.eval_shape(lambda p: jax.vjp(lambda p: network.apply(p, X, T), p)[1], init(network))
     activations = [x for x in jax.tree.leaves(kept) if x.ndim == 4 and x.shape[0] == len(X)]
     assert activations
     assert {x.dtype.name for x in activations} == {"bfloat16"}
+    assert {x.shape[-1] for x in activations} == widths
+
+
+def barriers(jaxpr):
+    """The inputs' shapes of every optimization_barrier, in those of calls, too."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "optimization_barrier":
+            found.append({v.aval.shape for v in equation.invars})
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            found += barriers(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+def test_recomputed_blocks_wait_for_the_gradients_of_their_parameters():
+    network = from_linen(NETWORKS["dit"](**SMALL["dit"], remat="block"))
+    params = init(network)
+    gradient = jax.make_jaxpr(jax.grad(lambda p: network.apply(p, X, T).sum()))(params)
+    parameters = {x.shape for x in jax.tree.leaves(params["block_0"])}
+    together = [shapes for shapes in barriers(gradient.jaxpr) if shapes >= parameters | {(2, 64, 16)}]
+    assert len(together) == SMALL["dit"]["depth"]
+
+
+def test_recomputed_blocks_drop_what_they_dropped():
+    gradients = []
+    for remat in ("none", "block"):
+        network = from_linen(NETWORKS["adm"](**SMALL["adm"], remat=remat, dropout=0.5))
+        params = perturb(init(network))
+        loss = partial(lambda p, n: jnp.square(n.apply(p, X, T, None, None, jax.random.key(3))).mean(), n=network)
+        gradients.append(jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+    for a, b in zip(*gradients, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def test_the_gradient_of_a_bias_is_summed_in_float32():
@@ -306,8 +339,8 @@ def test_remat_computes_the_same_gradient_with_more_operations(name):
         operations[remat] = gradient.cost_analysis()["flops"]
         if remat != "full":
             gradients[remat] = jax.tree.leaves(gradient.compile()(params))
-    assert operations["full"] > 1.2 * operations["none"]
     assert operations["block"] > 1.1 * operations["none"]
+    assert operations["full"] > 1.2 * operations["block"]  # the blocks, too
     for a, b in zip(gradients["block"], gradients["none"], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="it must be none, block or full"):
