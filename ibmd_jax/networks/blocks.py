@@ -120,8 +120,8 @@ def recomputed(remat: str, *blocks: Any) -> tuple[Any, ...]:
     """The blocks, classes or functions of a module, of a network whose `remat` is "none", "block" or "full".
 
     "block": the backward pass keeps each block's inputs, and computes the block again. "full": it keeps the network's
-    inputs alone (networks.adapters.from_linen sees to that), so that of several networks in one loss only one at a
-    time has activations, and these as with "block". Raises: ValueError for another name.
+    inputs alone (networks.adapters.from_linen sees to that), so that a student has no activations while other networks
+    are differentiated, and then does as "block". Raises: ValueError for another name.
     """
     if remat not in ("none", "block", "full"):
         raise ValueError(f"remat = {remat!r}: it must be none, block or full")
