@@ -97,23 +97,52 @@ class Conv(nn.Module):
         return (h.astype(jnp.float32) + bias[None, None, None]).astype(self.dtype)
 
 
-def in_order(block: type[nn.Module]) -> Callable[..., Callable[..., Any]]:
-    """A class of blocks whose backward pass makes the gradients of their parameters before its inputs' goes on.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_order(function: Callable[..., Any], params: Any, inputs: Any) -> Any:
+    """function(params, inputs), whose backward pass makes the gradients of both before it goes on with the inputs'.
 
-    XLA:TPU puts off what nothing waits for: the activations that these gradients are made of would pile up.
+    XLA:TPU puts off what nothing waits for: the activations that these gradients are made of would pile up. Parameters
+    that are not differentiated have no gradient here either.
     """
+    return function(params, inputs)
 
-    def call(module: nn.Module, *inputs: Any) -> Any:
-        return module(*inputs)
 
-    def forward(module: nn.Module, *inputs: Any) -> tuple[Any, Any]:
-        return nn.vjp(call, module, *inputs)
+def _forward(function: Callable[..., Any], params: Any, inputs: Any) -> tuple[Any, Any]:
+    trained = any(x.perturbed for x in jax.tree.leaves(params))
+    params, inputs = jax.tree.map(lambda x: x.value, (params, inputs))
+    if trained:
+        return jax.vjp(function, params, inputs)
+    out, vjp = jax.vjp(functools.partial(function, params), inputs)
+    return out, vjp
 
-    def backward(vjp: Callable[..., Any], cotangent: Any) -> Any:
-        return jax.lax.optimization_barrier(vjp(cotangent))
 
-    apply = nn.custom_vjp(call, forward, backward)
-    return lambda *settings, **named: functools.partial(apply, block(*settings, **named))
+def _backward(function: Callable[..., Any], vjp: Callable[..., Any], cotangent: Any) -> tuple[Any, Any]:
+    gradients = vjp(cotangent)
+    return jax.lax.optimization_barrier(gradients) if len(gradients) == 2 else (None, *gradients)
+
+
+in_order.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _computed_again(block: type[nn.Module]) -> Callable[..., Callable[..., Any]]:
+    """A class of blocks, to be used alike, that the backward pass computes again."""
+
+    def make(*settings: Any, **named: Any) -> Callable[..., Any]:
+        module = block(*settings, **named)
+
+        def call(*inputs: Any) -> Any:
+            if module.is_initializing():
+                return module(*inputs)
+
+            @jax.checkpoint
+            def function(params: Any, inputs: Any) -> Any:
+                return module.clone(parent=None).apply({"params": params}, *inputs, rngs=module.scope.rngs)
+
+            return in_order(function, module.variables["params"], inputs)
+
+        return call
+
+    return make
 
 
 def recomputed(remat: str, *blocks: Any) -> tuple[Any, ...]:
@@ -127,7 +156,7 @@ def recomputed(remat: str, *blocks: Any) -> tuple[Any, ...]:
         raise ValueError(f"remat = {remat!r}: it must be none, block or full")
     if remat == "none":
         return blocks
-    return tuple(in_order(nn.remat(b)) if isinstance(b, type) else nn.remat(b) for b in blocks)
+    return tuple(_computed_again(b) if isinstance(b, type) else nn.remat(b) for b in blocks)
 
 
 # Neither makes an array of pairs of pixels, as repeat and a mean of pairs do: XLA:TPU estimates four times as long for

@@ -33,6 +33,7 @@ from ibmd_jax.networks.blocks import (
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.networks.generator import with_new_inputs
 from ibmd_jax.networks.unet import UNet
+from ibmd_jax.preflight.program import count_flops
 
 SMALL = {
     "adm": {"channels": 8, "multipliers": (1,), "blocks": 1, "attention": (1,), "head_channels": 8, "groups": 4},
@@ -271,6 +272,17 @@ def test_recomputed_blocks_wait_for_the_gradients_of_their_parameters():
     parameters = {x.shape for x in jax.tree.leaves(params["block_0"])}
     together = [shapes for shapes in barriers(gradient.jaxpr) if shapes >= parameters | {(2, 64, 16)}]
     assert len(together) == SMALL["dit"]["depth"]
+
+
+def test_parameters_that_are_not_trained_have_no_gradient_where_blocks_are_recomputed():
+    operations = {}
+    for remat in ("none", "block"):
+        network = from_linen(NETWORKS["unet"](**SMALL["unet"], remat=remat))
+        params = init(network)
+        gradient = jax.grad(lambda x, n=network, p=params: n.apply(p, x, T).sum())
+        operations[remat] = count_flops(jax.make_jaxpr(gradient)(X).jaxpr)
+    forward = count_flops(jax.make_jaxpr(lambda x: network.apply(params, x, T))(X).jaxpr)
+    assert operations["none"] < operations["block"] < operations["none"] + forward
 
 
 def test_recomputed_blocks_drop_what_they_dropped():
