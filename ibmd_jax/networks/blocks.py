@@ -117,7 +117,7 @@ def _forward(function: Callable[..., Any], params: Any, inputs: Any) -> tuple[An
 
 
 def _backward(function: Callable[..., Any], vjp: Callable[..., Any], cotangent: Any) -> tuple[Any, Any]:
-    gradients = vjp(cotangent)
+    gradients = vjp(cotangent)  # of the inputs alone where the parameters are not trained
     return jax.lax.optimization_barrier(gradients) if len(gradients) == 2 else (None, *gradients)
 
 
