@@ -74,9 +74,10 @@ def _run() -> int:
     config = _CONFIG.value
     with partners():
         try:
-            job = build(config)
+            folder = Path(_WORKDIR.value or Path("runs") / config.name)
+            job = build(config, trained=folder if _INPUT.value else None)
             job = job._replace(schedule=job.schedule._replace(profile=_PROFILE.value), input=_INPUT.value)
-            run(job, Path(_WORKDIR.value or Path("runs") / config.name), _MODE.value)
+            run(job, folder, _MODE.value)
         except Stopped as stop:  # by all processes, in order
             print(stop, file=sys.stderr)
             return stop.code

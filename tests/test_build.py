@@ -24,6 +24,7 @@ from ibmd_jax.corruptions import corruption
 from ibmd_jax.data.emoji import name_embeddings, rows_of
 from ibmd_jax.train.checkpoint import load_params
 from ibmd_jax.train.job import load_teacher, run
+from ibmd_jax.train.workdir import check_workdir
 
 ROOT = Path(__file__).parents[1]
 
@@ -236,6 +237,29 @@ def test_a_student_without_noise_is_warned_of(caplog, corruption, channels, told
     config.data.corruption, config.distill.noise_channels = corruption, channels
     build_model(config)
     assert ("gives one x_0 for an x_T" in caplog.text) == told
+
+
+@pytest.mark.parametrize("teachers", [1, 2])
+def test_restoring_takes_neither_the_data_nor_the_teachers(tmp_path, teachers):
+    golden, photos, given = ROOT / "tests" / "golden" / "ddbm_tiny.pt", tmp_path / "photos", tmp_path / "teacher"
+    assert convert([str(golden), "--to", str(given), "--head_channels", "16"]) == 0
+    photos.mkdir()
+    for name in "ab":
+        Image.new("RGB", (40, 40), (200, 100, 0)).save(photos / f"{name}.png")
+    config = quicktest()
+    config.teacher.checkpoint = ",".join(teachers * [str(given)])
+    config.data.update(source=f"corrupted:{photos}", corruption="none")
+    before = build(config)
+    check_workdir(tmp_path / "run", before.config)
+    for moved in (photos, given):
+        moved.rename(tmp_path / f"another {moved.name}")
+        with pytest.raises(UserError, match=moved.name):
+            build(config)
+    job = build(config, trained=tmp_path / "run")
+    assert job.config == before.config
+    assert job.config["network"]["name"] == "adm"
+    count, ((names, batch),) = job.inputs(str(tmp_path / "another photos"))
+    assert (count, names, batch.x_T.shape) == (2, ["a", "b"], (2, 32, 32, 3))
 
 
 def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):

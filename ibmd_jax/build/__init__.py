@@ -20,13 +20,18 @@ from ibmd_jax.metrics import PIXEL_METRICS
 from ibmd_jax.metrics.features import FEATURES
 from ibmd_jax.train.job import PICTURE_EXAMPLES, Job, teacher_folders
 from ibmd_jax.train.loop import Schedule
+from ibmd_jax.train.workdir import read_config
 
 
-def build(config: ml_collections.ConfigDict) -> Job:
-    """Builds everything a configuration asks for. Raises UserError for whatever is unknown, missing or wrong."""
+def build(config: ml_collections.ConfigDict, trained: Path | None = None) -> Job:
+    """Builds everything a configuration asks for.
+
+    Args: trained: a workdir whose student is to restore given images, which takes neither its data nor its teacher.
+    Raises: UserError for whatever is unknown, missing or wrong.
+    """
     with naming_fields():
-        c = with_given_model(json.loads(config.to_json_best_effort()))
-        return _job(c, model_of(c))
+        c = with_given_model(json.loads(config.to_json_best_effort()), read_config(trained) if trained else None)
+        return _job(c, model_of(c), opened=not trained)
 
 
 def build_model(config: ml_collections.ConfigDict) -> Model:
@@ -46,11 +51,11 @@ def build_data(config: ml_collections.ConfigDict) -> Data:
         return data_of(c, shape, conditioning_of(make_network(c["network"])[0]))
 
 
-def _job(c: dict[str, Any], model: Model) -> Job:
-    data = data_of(c, model.image_shape, model.conditioning)
+def _job(c: dict[str, Any], model: Model, opened: bool) -> Job:
+    data = data_of(c, model.image_shape, model.conditioning, opened)
     d = c["distill"]
     what = METHODS[d["method"]].needs_clean(d)
-    if what and not data.clean:
+    if what and opened and not data.clean:
         raise UserError(f"config.distill.{what} needs clean images, and config.data.source has none")
     generates, e = is_noise(c["data"]["corruption"]), c["evaluate"]
     if data.clean:

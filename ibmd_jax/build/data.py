@@ -27,10 +27,10 @@ AHEAD = 2  # steps whose batches wait on the devices beside the one in use
 class Data(NamedTuple):
     """The data of a configuration.
 
-    train, test: the sources. clean: whether they have x_0. test_batch(count): so many test images, evenly spaced in the
-    source, all for 0; leaves are NumPy arrays. inputs(folder, blind): images of a user's to restore, see `_inputs`.
-    batches(stage, size, clean=True)(step): an iterator over training batches from that step on, sharded over the mesh;
-    without x_0 unless clean.
+    train, test: the sources, empty if not opened. clean: whether they have x_0. test_batch(count): so many test images,
+    evenly spaced in the source, all for 0; leaves are NumPy arrays. inputs(folder, blind): images of a user's to
+    restore, see `_inputs`. batches(stage, size, clean=True)(step): an iterator over training batches from that step on,
+    sharded over the mesh; without x_0 unless clean.
     """
 
     train: Source
@@ -42,8 +42,10 @@ class Data(NamedTuple):
     inputs: Callable[[str, bool], tuple[int, Iterator[tuple[list[str], Batch]]]]
 
 
-def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: Conditioning) -> Data:
-    """Opens and checks the data of a plain configuration. conditioning: what its network takes as cond."""
+def data_of(
+    c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: Conditioning, opened: bool = True
+) -> Data:
+    """Checks the data of a plain configuration, and opens it. conditioning: what its network takes as cond."""
     mesh, data = make_mesh(), c["data"]
     for field in ("teacher.batch_size", "distill.batch_size", "evaluate.batch_size"):
         section, name = field.split(".")
@@ -59,9 +61,10 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
         )
     given = conditioning._replace(classes=0) if tasks else conditioning  # what the source has to bring
     options = Options(**{name: data[name] for name in Options._fields})
-    train, test = (open_source(data["source"], split, options) for split in ("train", "test"))
-    for split, source in (("train", train), ("test", test)):
+    sources = {split: open_source(data["source"], split, options) for split in ("train", "test") if opened}
+    for split, source in sources.items():
         check_example(source[0], corrupts is not None, given, f"{data['source']} ({split})")
+    train, test = (sources.get(split, ()) for split in ("train", "test"))
 
     def corrupt(stage: str) -> Callable[[Example, Array], Batch]:
         return make_corrupt(corrupts, c["seed"], stage, conditioning)
@@ -84,7 +87,7 @@ def data_of(c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: 
     return Data(
         train,
         test,
-        "x_0" in train[0],
+        opened and "x_0" in train[0],
         mesh,
         lambda stage, size, clean=True: _batches(train, corrupt(stage), check, c, size, clean, mesh),
         lambda count: _test_batch(test, corrupt("test"), check, count, c["evaluate"]["batch_size"]),

@@ -49,13 +49,19 @@ class Model(NamedTuple):
 COMPUTING = ("dtype", "dropout", "remat")
 
 
-def with_given_model(c: dict[str, Any]) -> dict[str, Any]:
+def with_given_model(c: dict[str, Any], trained: dict[str, Any] | None = None) -> dict[str, Any]:
     """The configuration with network, bridge and parametrisation of the given teacher, where that brings its own.
 
     Parameters to start from bring their network. Of several teachers, config.teacher.models keeps each one's sections,
     and the student is built like the first, with labels where every teacher has its own task.
+
+    Args: trained: what this gave when the student was trained; then its sections count, and no teacher is read.
     """
     t = c["teacher"]
+    if trained:
+        models = {name: value for name, value in trained["teacher"].items() if name == "models"}
+        sections = {name: trained[name] for name in ("network", "bridge", "parametrisation")}
+        return _with_sections({**c, "teacher": {**t, **models}}, sections, "the student")
     if t["checkpoint"] and t["start"]:
         raise UserError("config.teacher.checkpoint and .start are both set: a given teacher is not trained")
     given = teacher_folders(c)
@@ -65,12 +71,16 @@ def with_given_model(c: dict[str, Any]) -> dict[str, Any]:
     model = dict(read_meta(given).get("model", {})) if given else {}
     if t["start"]:
         model = {name: section for name, section in model.items() if name == "network"}
+    return _with_sections(c, model, given)
+
+
+def _with_sections(c: dict[str, Any], model: dict[str, Any], where: str) -> dict[str, Any]:
     for section in model:
         if section == "network":
             kept = {name: c[section][name] for name in COMPUTING if name in c[section]}
             model[section] = {**model[section], **kept}
         if c[section] != model[section]:
-            log.info("config.%s is that of %s: %s", section, given, model[section])
+            log.info("config.%s is that of %s: %s", section, where, model[section])
     return {**c, **model}
 
 

@@ -79,14 +79,14 @@ def run(job: Job, folder: Path, mode: str) -> None:
     Raises: UserError for bad input, before any work; train.loop.Stopped on a signal.
     """
     stages = lookup(MODES, mode, "mode")
+    if job.input and (sample not in stages or job.generates):
+        raise UserError(f"--input={job.input} is for --mode=sample, and for students that restore")
     trains = train_teacher in stages and not job.config["teacher"]["checkpoint"]
     if not job.clean and (trains or evaluate_both in stages):
         raise UserError(
             f"config.data.source = {job.config['data']['source']!r} has no clean images, which --mode={mode} needs: "
             "set config.teacher.checkpoint, and use --mode=distill or --mode=sample"
         )
-    if job.input and (sample not in stages or job.generates):
-        raise UserError(f"--input={job.input} is for --mode=sample, and for students that restore")
     if distill in stages:
         for given in _folders(_starts(job)):
             check_params(given, _abstract(job))

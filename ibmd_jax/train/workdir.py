@@ -10,6 +10,7 @@ import jax
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.train.processes import is_first
 
+NAME = "config.json"
 # What does not change the trained parameters, beyond rounding: it may differ between the runs of one workdir.
 FREE_SECTIONS = ("schedule", "evaluate")
 # A run that raises on broken images has met none so far, and may go on by passing them over.
@@ -26,23 +27,31 @@ def check_workdir(folder: Path, config: dict[str, Any]) -> None:
             f"--workdir={folder}: it must be a folder; mount a bucket (gcsfuse; it needs a hierarchical namespace, in "
             "which folders can be renamed) and name its mount point"
         )
-    path, text = folder / "config.json", json.dumps(config, indent=1)
+    path, before = folder / NAME, read_config(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        before = path.read_text() if path.exists() else ""
         if before and any((folder / stage).exists() for stage in ("teacher", "distill")):
-            _check_same(folder, json.loads(before), config)
+            _check_same(folder, before, config)
         probe = folder / f".writable{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
-        if is_first() and text != before:
+        if is_first() and config != before:
             temporary = path.with_suffix(".tmp")
-            temporary.write_text(text)
+            temporary.write_text(json.dumps(config, indent=1))
             temporary.replace(path)
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {folder}: {error.strerror}. Free some space, or choose another --workdir"
         ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration that a workdir belongs to; None where nothing was begun. Raises: UserError."""
+    path = folder / NAME
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not valid JSON ({error}): restore it, or choose another --workdir") from error
 
