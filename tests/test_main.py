@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,20 +75,26 @@ def test_a_second_run_trains_nothing_and_sample_restores_a_folder(environment, w
     assert "already trained" in out
     assert "already done" in out
     assert fingerprints(folder) == before
+    gone, given = f"folder:{tmp_path}/gone", tmp_path / "run"  # all that restoring takes of a run
+    shutil.copytree(folder / "distill" / "export", given / "distill" / "export")
+    config = json.loads((folder / "config.json").read_text())
+    config["data"]["source"] = gone
+    (given / "config.json").write_text(json.dumps(config))
+    images = tmp_path / "images"
     for name, value in (("a.png", 40), ("more/b.png", 200)):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.new("RGB", (64, 48), (value,) * 3).save(tmp_path / name)
-    sample = (environment, LIGHT, f"--workdir={folder}", f"--input={tmp_path}")
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 48), (value,) * 3).save(images / name)
+    sample = (environment, LIGHT, f"--workdir={given}", f"--input={images}", f"--config.data.source={gone}")
     code, out = run(*sample, "--mode=sample")
     assert code == 0, out
     for name, value in (("a.png", 40), ("more/b.png", 200)):
-        image = np.asarray(Image.open(folder / "samples" / name))
+        image = np.asarray(Image.open(given / "samples" / name))
         inside = image != value
         assert image.shape == (32, 32, 3)
         assert inside.any((0, 2)).sum() == 16  # the hole in the middle was filled, the rest left as it was
     code, out = run(*sample)
     assert code == 2
-    assert f"--input={tmp_path} is for --mode=sample" in out
+    assert f"--input={images} is for --mode=sample" in out
 
 
 def wait_for(process, path, seconds=200):
