@@ -75,7 +75,7 @@ def _run() -> int:
     with partners():
         try:
             folder = Path(_WORKDIR.value or Path("runs") / config.name)
-            job = build(config, trained=folder if _INPUT.value else None)
+            job = build(config, trained=folder if _INPUT.value and _MODE.value == "sample" else None)
             job = job._replace(schedule=job.schedule._replace(profile=_PROFILE.value), input=_INPUT.value)
             run(job, folder, _MODE.value)
         except Stopped as stop:  # by all processes, in order

@@ -260,6 +260,12 @@ def test_restoring_takes_neither_the_data_nor_the_teachers(tmp_path, teachers):
     assert job.config["network"]["name"] == "adm"
     count, ((names, batch),) = job.inputs(str(tmp_path / "another photos"))
     assert (count, names, batch.x_T.shape) == (2, ["a", "b"], (2, 32, 32, 3))
+    config.distill.batch_size += 1  # does not divide over these devices, and is not needed
+    assert build(config, trained=tmp_path / "run").config["network"] == before.config["network"]
+    config.teacher.checkpoint = ""  # then the network is what the configuration says
+    assert build(config, trained=tmp_path / "run").config["network"]["name"] == config.network.name
+    with pytest.raises(UserError, match=r"nowhere has no config.json"):
+        build(config, trained=tmp_path / "nowhere")
 
 
 def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):

@@ -29,8 +29,11 @@ def build(config: ml_collections.ConfigDict, trained: Path | None = None) -> Job
     Args: trained: a workdir whose student is to restore given images, which takes neither its data nor its teacher.
     Raises: UserError for whatever is unknown, missing or wrong.
     """
+    found = read_config(trained) if trained else None
+    if trained and not found:
+        raise UserError(f"{trained} has no config.json: set --workdir to a run with a finished student, which restores")
     with naming_fields():
-        c = with_given_model(json.loads(config.to_json_best_effort()), read_config(trained) if trained else None)
+        c = with_given_model(json.loads(config.to_json_best_effort()), found)
         return _job(c, model_of(c), opened=not trained)
 
 

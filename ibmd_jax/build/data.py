@@ -45,11 +45,14 @@ class Data(NamedTuple):
 def data_of(
     c: dict[str, Any], image_shape: tuple[int, int, int], conditioning: Conditioning, opened: bool = True
 ) -> Data:
-    """Checks the data of a plain configuration, and opens it. conditioning: what its network takes as cond."""
+    """Checks and opens the data of a plain configuration. conditioning: what its network takes as cond.
+
+    opened: whether it is needed; if not, its folders may be elsewhere, and Data.inputs is of use alone.
+    """
     mesh, data = make_mesh(), c["data"]
-    for field in ("teacher.batch_size", "distill.batch_size", "evaluate.batch_size"):
-        section, name = field.split(".")
-        check_divisible(f"config.{field}", c[section][name], mesh, c[section].get("accumulate", 1))
+    for section in ("teacher", "distill", "evaluate") if opened else ("evaluate",):
+        size = c[section]["batch_size"]
+        check_divisible(f"config.{section}.batch_size", size, mesh, c[section].get("accumulate", 1))
     corrupts = _corruption(data["corruption"], image_shape)
     tasks = label_count(data["corruption"]) if corrupts else 0
     blind = bool(c["distill"].get("blind", False))  # a label of the network that no example has

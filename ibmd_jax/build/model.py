@@ -55,10 +55,10 @@ def with_given_model(c: dict[str, Any], trained: dict[str, Any] | None = None) -
     Parameters to start from bring their network. Of several teachers, config.teacher.models keeps each one's sections,
     and the student is built like the first, with labels where every teacher has its own task.
 
-    Args: trained: what this gave when the student was trained; then its sections count, and no teacher is read.
+    Args: trained: what this gave when the student was trained; then no teacher is read, which may be gone.
     """
     t = c["teacher"]
-    if trained:
+    if trained and (t["checkpoint"] or t["start"]):
         models = {name: value for name, value in trained["teacher"].items() if name == "models"}
         sections = {name: trained[name] for name in ("network", "bridge", "parametrisation")}
         return _with_sections({**c, "teacher": {**t, **models}}, sections, "the student")

@@ -98,34 +98,33 @@ class Conv(nn.Module):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def in_order(function: Callable[..., Any], params: Any, inputs: Any) -> Any:
-    """function(params, inputs), whose backward pass makes the gradients of both before it goes on with the inputs'.
+def in_order(function: Callable[..., Any], params: Any, inputs: Any, keys: Any) -> Any:
+    """function(params, inputs, keys), whose backward pass has the gradients of both before it goes on with the inputs'.
 
     XLA:TPU puts off what nothing waits for: the activations that these gradients are made of would pile up. Parameters
-    that are not differentiated have no gradient here either.
+    that are not differentiated have no gradient here either. The function must not close over what JAX traces.
     """
-    return function(params, inputs)
+    return function(params, inputs, keys)
 
 
-def _forward(function: Callable[..., Any], params: Any, inputs: Any) -> tuple[Any, Any]:
+def _forward(function: Callable[..., Any], params: Any, inputs: Any, keys: Any) -> tuple[Any, Any]:
     trained = any(x.perturbed for x in jax.tree.leaves(params))
-    params, inputs = jax.tree.map(lambda x: x.value, (params, inputs))
+    params, inputs, keys = jax.tree.map(lambda x: x.value, (params, inputs, keys))
     if trained:
-        return jax.vjp(function, params, inputs)
-    out, vjp = jax.vjp(functools.partial(function, params), inputs)
-    return out, vjp
+        return jax.vjp(lambda p, x: function(p, x, keys), params, inputs)
+    return jax.vjp(lambda x: function(params, x, keys), inputs)
 
 
-def _backward(function: Callable[..., Any], vjp: Callable[..., Any], cotangent: Any) -> tuple[Any, Any]:
+def _backward(function: Callable[..., Any], vjp: Callable[..., Any], cotangent: Any) -> tuple[Any, Any, None]:
     gradients = vjp(cotangent)  # of the inputs alone where the parameters are not trained
-    return jax.lax.optimization_barrier(gradients) if len(gradients) == 2 else (None, *gradients)
+    return (*(jax.lax.optimization_barrier(gradients) if len(gradients) == 2 else (None, *gradients)), None)
 
 
 in_order.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _computed_again(block: type[nn.Module]) -> Callable[..., Callable[..., Any]]:
-    """A class of blocks, to be used alike, that the backward pass computes again."""
+    """A class of blocks with parameters alone, to be used alike, that the backward pass computes again."""
 
     def make(*settings: Any, **named: Any) -> Callable[..., Any]:
         module = block(*settings, **named)
@@ -135,10 +134,10 @@ def _computed_again(block: type[nn.Module]) -> Callable[..., Callable[..., Any]]
                 return module(*inputs)
 
             @jax.checkpoint
-            def function(params: Any, inputs: Any) -> Any:
-                return module.clone(parent=None).apply({"params": params}, *inputs, rngs=module.scope.rngs)
+            def function(params: Any, inputs: Any, keys: Any) -> Any:
+                return module.clone(parent=None).apply({"params": params}, *inputs, rngs=keys)
 
-            return in_order(function, module.variables["params"], inputs)
+            return in_order(function, module.variables["params"], inputs, module.scope.rngs)
 
         return call
 

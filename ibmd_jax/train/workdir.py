@@ -49,11 +49,14 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration that a workdir belongs to; None where nothing was begun. Raises: UserError."""
     path = folder / NAME
     try:
-        return json.loads(path.read_text()) if path.exists() else None
+        found = json.loads(path.read_text()) if path.exists() else None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not text
         raise UserError(f"{path} is not valid JSON ({error}): restore it, or choose another --workdir") from error
+    if found is not None and not (isinstance(found, dict) and found):
+        raise UserError(f"{path} holds no configuration: restore it, or choose another --workdir")
+    return found
 
 
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -49,6 +49,14 @@ def test_another_configuration_is_refused_once_something_was_trained(trained):
     check_workdir(trained, changed("data", size=64))
 
 
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[1]", b"{}"])
+def test_a_damaged_configuration_is_named_and_kept(trained, content):
+    (trained / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"config.json (is not valid JSON|holds no configuration)"):
+        check_workdir(trained, CONFIG)
+    assert (trained / "config.json").read_bytes() == content
+
+
 def test_the_folder_of_a_bucket_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="gs:/bucket/run: it must be a folder; mount"):
