@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.custom_derivatives import SymbolicZero
 
 from ibmd_jax.core.types import Array
 from ibmd_jax.networks.convolution import convolve
@@ -97,30 +98,24 @@ class Conv(nn.Module):
         return (h.astype(jnp.float32) + bias[None, None, None]).astype(self.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def in_order(function: Callable[..., Any], params: Any, inputs: Any, keys: Any) -> Any:
-    """function(params, inputs, keys), whose backward pass has the gradients of both before it goes on with the inputs'.
+@jax.custom_jvp
+def in_order(params: Any, inputs: Any) -> tuple[Any, Any]:
+    """Both as they are, for a function of them whose backward pass has the gradients of both before it is left.
 
-    XLA:TPU puts off what nothing waits for: the activations that these gradients are made of would pile up. Parameters
-    that are not differentiated have no gradient here either. The function must not close over what JAX traces.
+    XLA:TPU puts off what nothing waits for: the activations that the parameters' gradients are made of would pile up
+    on the way back through what made the inputs. Where parameters are not differentiated, nothing waits for them.
     """
-    return function(params, inputs, keys)
+    return params, inputs
 
 
-def _forward(function: Callable[..., Any], params: Any, inputs: Any, keys: Any) -> tuple[Any, Any]:
-    trained = any(x.perturbed for x in jax.tree.leaves(params))
-    params, inputs, keys = jax.tree.map(lambda x: x.value, (params, inputs, keys))
-    if trained:
-        return jax.vjp(lambda p, x: function(p, x, keys), params, inputs)
-    return jax.vjp(lambda x: function(params, x, keys), inputs)
-
-
-def _backward(function: Callable[..., Any], vjp: Callable[..., Any], cotangent: Any) -> tuple[Any, Any, None]:
-    gradients = vjp(cotangent)  # of the inputs alone where the parameters are not trained
-    return (*(jax.lax.optimization_barrier(gradients) if len(gradients) == 2 else (None, *gradients)), None)
-
-
-in_order.defvjp(_forward, _backward, symbolic_zeros=True)
+@functools.partial(in_order.defjvp, symbolic_zeros=True)
+def _in_order_tangents(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+    leaves, tree = jax.tree.flatten(tangents)
+    if not all(isinstance(x, SymbolicZero) for x in jax.tree.leaves(tangents[0])):
+        moving = [x for x in leaves if not isinstance(x, SymbolicZero)]
+        waiting = iter(jax.lax.optimization_barrier(moving))  # its own transpose: the gradients wait, too
+        leaves = [x if isinstance(x, SymbolicZero) else next(waiting) for x in leaves]
+    return primals, tree.unflatten(leaves)
 
 
 def _computed_again(block: type[nn.Module]) -> Callable[..., Callable[..., Any]]:
@@ -134,10 +129,10 @@ def _computed_again(block: type[nn.Module]) -> Callable[..., Callable[..., Any]]
                 return module(*inputs)
 
             @jax.checkpoint
-            def function(params: Any, inputs: Any, keys: Any) -> Any:
-                return module.clone(parent=None).apply({"params": params}, *inputs, rngs=keys)
+            def function(params: Any, inputs: Any) -> Any:
+                return module.clone(parent=None).apply({"params": params}, *inputs, rngs=module.scope.rngs)
 
-            return in_order(function, module.variables["params"], inputs, module.scope.rngs)
+            return function(*in_order(module.variables["params"], inputs))
 
         return call
 

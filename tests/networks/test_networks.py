@@ -285,6 +285,25 @@ def test_parameters_that_are_not_trained_have_no_gradient_where_blocks_are_recom
     assert operations["none"] < operations["block"] < operations["none"] + forward
 
 
+@pytest.mark.parametrize("name", ["adm", "dit"])
+def test_a_recomputed_network_is_trained_in_one_place_and_frozen_in_another(name):
+    """As in a student's update, by reverse and by forward mode: JAX traces a network once for both."""
+    found = []
+    for remat in ("none", "block", "full"):
+        network = from_linen(NETWORKS[name](**SMALL[name], remat=remat))
+        params = perturb(init(network))
+
+        @jax.jit
+        def loss(p, network=network, frozen=params):
+            made = network.apply(p, X, T)
+            wanted = jax.grad(lambda x: jnp.square(network.apply(frozen, x, T)).mean())(jax.lax.stop_gradient(made))
+            return (made * wanted).sum() + network.apply(frozen, made, T).mean()
+
+        found.append((jax.grad(loss)(params), jax.jvp(loss, (params,), (params,))))
+    for other in found[1:]:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), other, found[0])
+
+
 def test_recomputed_blocks_drop_what_they_dropped():
     gradients = []
     for remat in ("none", "block", "full"):
