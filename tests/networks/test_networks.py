@@ -279,18 +279,18 @@ def test_parameters_that_are_not_trained_have_no_gradient_where_blocks_are_recom
     for remat in ("none", "block"):
         network = from_linen(NETWORKS["unet"](**SMALL["unet"], remat=remat))
         params = init(network)
-        gradient = jax.grad(lambda x, n=network, p=params: n.apply(p, x, T).sum())
-        operations[remat] = count_flops(jax.make_jaxpr(gradient)(X).jaxpr)
+        gradient = jax.make_jaxpr(jax.grad(lambda x, n=network, p=params: n.apply(p, x, T).sum()))(X).jaxpr
+        operations[remat] = count_flops(gradient)
+        assert not list(barriers(gradient))  # no part waits for another
     forward = count_flops(jax.make_jaxpr(lambda x: network.apply(params, x, T))(X).jaxpr)
     assert operations["none"] < operations["block"] < operations["none"] + forward
 
 
-@pytest.mark.parametrize("name", ["adm", "dit"])
-def test_a_recomputed_network_is_trained_in_one_place_and_frozen_in_another(name):
+def test_a_recomputed_network_is_trained_in_one_place_and_frozen_in_another():
     """As in a student's update, by reverse and by forward mode: JAX traces a network once for both."""
     found = []
     for remat in ("none", "block", "full"):
-        network = from_linen(NETWORKS[name](**SMALL[name], remat=remat))
+        network = from_linen(NETWORKS["dit"](**SMALL["dit"], remat=remat))
         params = perturb(init(network))
 
         @jax.jit
@@ -314,8 +314,7 @@ def test_recomputed_blocks_drop_what_they_dropped():
         def loss(params, key, network=network):
             return jnp.square(network.apply(params, X, T, None, None, key)).mean()
 
-        for gradient in (jax.grad(loss), jax.jit(jax.grad(loss))):
-            gradients.append(gradient(params, jax.random.key(3)))
+        gradients.append(jax.grad(loss)(params, jax.random.key(3)))
     for other in gradients[1:]:
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), other, gradients[0])
 
