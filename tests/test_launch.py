@@ -95,8 +95,9 @@ def test_a_run_on_a_tpu_outlives_its_connection_and_stops_by_its_number(tmp_path
 
     told("train", "--", "--config=a b")
     process = int((tmp_path / "ibmd_jax" / "run.pid").read_text())
-    wait_until(lambda: (tmp_path / "ibmd_jax" / "run.log").read_text())
-    assert (tmp_path / "ibmd_jax" / "run.log").read_text() == "-m ibmd_jax.main --config=a b --coordinator=auto\n"
+    log = tmp_path / "ibmd_jax" / "run.log"
+    wait_until(lambda: log.exists() and log.read_text())
+    assert log.read_text() == "-m ibmd_jax.main --config=a b --coordinator=auto\n"
     told("stop")
     wait_until(lambda: not Path(f"/proc/{process}").exists() or "zombie" in Path(f"/proc/{process}/status").read_text())
 

@@ -92,7 +92,7 @@ def test_a_second_run_trains_nothing_and_sample_restores_a_folder(environment, w
         inside = image != value
         assert image.shape == (32, 32, 3)
         assert inside.any((0, 2)).sum() == 16  # the hole in the middle was filled, the rest left as it was
-    code, out = run(*sample)
+    code, out = run(environment, LIGHT, f"--workdir={folder}", f"--input={images}")
     assert code == 2
     assert f"--input={images} is for --mode=sample" in out
 
