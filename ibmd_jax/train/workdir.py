@@ -49,7 +49,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
     """The configuration that a workdir belongs to; None where nothing was begun. Raises: UserError."""
     path = folder / NAME
     try:
-        found = json.loads(path.read_text()) if path.exists() else None
+        text = path.read_text() if path.exists() else ""
+        found = json.loads(text) if text else None  # a machine that dies may leave an empty file
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:  # not JSON, or not text

@@ -57,6 +57,12 @@ def test_a_damaged_configuration_is_named_and_kept(trained, content):
     assert (trained / "config.json").read_bytes() == content
 
 
+def test_an_empty_configuration_is_written_again(trained):
+    (trained / "config.json").write_text("")
+    check_workdir(trained, CONFIG)
+    assert json.loads((trained / "config.json").read_text()) == CONFIG
+
+
 def test_the_folder_of_a_bucket_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="gs:/bucket/run: it must be a folder; mount"):
