@@ -6,8 +6,10 @@
 Some 5 minutes on 2 idle CPU cores: PyTorch's threads spin while they wait, so other programs must not run. The network,
 batch and L of configs/inpaint.py. The programs run in turns, each turn of PyTorch in a process of its own; the ratio is
 of the medians, PyTorch's for its fastest way. --compile adds torch.compile, which needs a C++ compiler. Writes
-benchmarks/results/throughput.json, or --out, so that it can be run once more with YNNPACK's matrix products:
+benchmarks/results/throughput.json, or --out, so that it can be run once more with a batch split over two devices, each
+of which then has a core to itself, or with YNNPACK's matrix products:
 
+    JAX_NUM_CPU_DEVICES=2 python -m benchmarks.throughput ...
     XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_DOT python -m benchmarks.throughput ...
 """
 
@@ -21,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.samplers import BRIDGE, DENOISE, NETWORK, RESULTS, SETTINGS
 from ibmd_jax.bridges.times import TIME_SAMPLERS
@@ -34,6 +36,7 @@ from ibmd_jax.methods.base import WEIGHTS
 from ibmd_jax.methods.ibmd import student_terms
 from ibmd_jax.methods.teacher import denoising_error
 from ibmd_jax.networks.denoiser import init_denoiser
+from ibmd_jax.train.sharding import batch_sharding, make_mesh
 
 L, BATCH, SIZE = 4, 32, 32
 
@@ -71,8 +74,12 @@ def ours(params: Params, x_T: np.ndarray) -> Any:
         student_weight=WEIGHTS["ten_to_2"],
         time_sampler=TIME_SAMPLERS["stratified"],
     )
-    step = jax.jit(method.step, donate_argnums=0)
-    batch, state, count = Batch(jnp.concatenate(list(x_T))), jax.jit(method.init)((params, params)), 0
+    mesh = make_mesh()
+    batch = Batch(jax.device_put(np.concatenate(x_T), batch_sharding(mesh)))
+    replicated = NamedSharding(mesh, PartitionSpec())
+    params = jax.device_put(params, replicated)
+    step, count = jax.jit(method.step, donate_argnums=0), 0
+    state = jax.jit(method.init, out_shardings=replicated)((params, params))
 
     def run() -> float:
         nonlocal state, count
@@ -122,6 +129,7 @@ def main() -> None:
         "batch": BATCH,
         "auxiliary_updates": L,
         "cpus": os.cpu_count(),
+        "devices": jax.device_count(),
         "jax": jax.__version__,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         "torch": found["torch"],
