@@ -1,10 +1,10 @@
 """What parts of IBMD do: the number of auxiliary updates, the gradient through x_t, noise input, and its settings.
 
-    python -m benchmarks.ablations --runs runs/quality --task sketch
+    python -m benchmarks.ablations --runs runs/quality --task sketch --teacher ddbm
 
 Students of one step of the same teacher, that of benchmarks/quality.py, which is trained if it is not there. Some ten
 minutes a student on 2 CPU cores, with JAX_NUM_CPU_DEVICES=2; what is trained is not trained again. After each,
-benchmarks/results/ablations.{json,md} are written; rows of the same task and seed that are not asked for stay.
+benchmarks/results/ablations.{json,md} are written; rows that are not asked for stay.
 """
 
 import argparse
@@ -17,15 +17,15 @@ from unittest import mock
 
 import jax
 
-from benchmarks.quality import METRICS, RESULTS, TASKS, base_config, sampler, trained, trained_teacher
-from ibmd_jax.bridges import I2SB
+from benchmarks.quality import METRICS, RESULTS, TASKS, TEACHERS, base_config, sampler, trained, trained_teacher
+from ibmd_jax.bridges.base import Bridge
 from ibmd_jax.core.streams import stream
 from ibmd_jax.train.evaluate import evaluate
 from ibmd_jax.train.job import load_student
 
 CUT = "no gradient through x_t (VSD, DMD)"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "as in quality.md: L = 4": {},
+    "as in quality.md, L = 4": {},
     "L = 1": {"auxiliary_updates": 1},
     "L = 5": {"auxiliary_updates": 5},
     "L = 10": {"auxiliary_updates": 10},
@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no noise input": {"noise_channels": 0},
     "one channel of noise": {"noise_channels": 1},
     "lambda = 1": {"student_weight": "one"},
+    "lambda = 10^(2 (1 - t))": {"student_weight": "ten_to_2"},  # quality.md's for I2SB
     "half the learning rates": {
         "student_optimizer": {"learning_rate": 1e-4},
         "auxiliary_optimizer": {"learning_rate": 5e-4},
@@ -48,8 +49,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 @contextlib.contextmanager
 def cut() -> Iterator[None]:
     """While it lasts, samples of x_t are constants."""
-    plain = I2SB.sample
-    with mock.patch.object(I2SB, "sample", lambda *args: jax.lax.stop_gradient(plain(*args))):
+    plain = Bridge.sample
+    with mock.patch.object(Bridge, "sample", lambda *args: jax.lax.stop_gradient(plain(*args))):
         yield
 
 
@@ -57,15 +58,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="folder of the trained models")
     parser.add_argument("--task", default="sketch", choices=TASKS)
+    parser.add_argument("--teacher", default="i2sb", choices=TEACHERS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     args = parser.parse_args()
-    config, path = base_config(args.task, "i2sb", args.seed), RESULTS / "ablations.json"
-    summary = json.loads(path.read_text()) if path.exists() else {}
-    if (summary.get("task"), summary.get("seed")) != (args.task, args.seed):
-        summary = {"task": args.task, "seed": args.seed, "rows": {}}
+    config, path = base_config(args.task, args.teacher, args.seed), RESULTS / "ablations.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    rows = results.setdefault(f"{args.task} {args.teacher}, seed {args.seed}", {})
     folder = args.runs / config.name
-    given = {"checkpoint": trained_teacher(args.task, "i2sb", args.runs)[1]}
+    given = {"checkpoint": trained_teacher(args.task, args.teacher, args.runs)[1]}
     for name in args.variants:
         place = folder / ("one" if not VARIANTS[name] and name != CUT else "ablation, " + name.replace("/", "-"))
         with cut() if name == CUT else contextlib.nullcontext():
@@ -76,24 +77,25 @@ def main() -> None:
         found, _ = evaluate(
             [sampler(name, 1, job.distill, student, 1)], job.test(), job.features, batch_size=size, key=key
         )
-        summary["rows"][name] = found[0]._asdict()
-        print(summary["rows"][name], flush=True)
-        path.write_text(json.dumps(summary, indent=1) + "\n")
-        path.with_suffix(".md").write_text(markdown(**summary))
+        rows[name] = found[0]._asdict()
+        print(rows[name], flush=True)
+        path.write_text(json.dumps(results, indent=1) + "\n")
+        path.with_suffix(".md").write_text(markdown(results))
 
 
-def markdown(task: str, seed: int, rows: dict[str, dict[str, Any]]) -> str:
+def markdown(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """results: "task teacher, seed n" -> variant -> row."""
     lines = [
-        f"# What parts of IBMD do: {task}, teacher I2SB, seed {seed}\n",
+        "# What parts of IBMD do\n",
         "One-step students of one teacher, each with one setting changed; the rest, and the teacher's rows, are in",
         "[quality.md](quality.md). Diversity: root mean square deviation over z.",
-        "Made by `python -m benchmarks.ablations`.\n",
-        f"| student | {' | '.join(METRICS)} |",
-        "|" + "---|" * (len(METRICS) + 1),
+        "Made by `python -m benchmarks.ablations`.",
     ]
-    for name in (name for name in VARIANTS if name in rows):
-        numbers = (f"{rows[name]['metrics'][metric.lower()]:.3f}" for metric in METRICS)
-        lines.append(f"| {name} | {' | '.join(numbers)} |")
+    for title, rows in results.items():
+        lines += [f"\n## {title}\n", f"| student | {' | '.join(METRICS)} |", "|" + "---|" * (len(METRICS) + 1)]
+        for name in (name for name in VARIANTS if name in rows):
+            numbers = (f"{rows[name]['metrics'][metric.lower()]:.3f}" for metric in METRICS)
+            lines.append(f"| {name} | {' | '.join(numbers)} |")
     return "\n".join(lines) + "\n"
 
 
