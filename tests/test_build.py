@@ -230,13 +230,47 @@ def test_what_would_fail_after_the_training_is_said_before(tmp_path):
 
 @pytest.mark.parametrize(
     ("corruption", "channels", "told"),
-    [("inpaint-center", 0, False), ("sr4x-pool", 0, True), ("sr4x-pool", 3, False), ("noise", 0, False)],
+    [
+        ("inpaint-center", 0, False),
+        ({"name": "inpaint-center", "fill": "grey"}, 0, True),
+        ("sr4x-pool", 0, True),
+        ("sr4x-pool", 3, False),
+        ("noise", 0, False),
+    ],
 )
 def test_a_student_without_noise_is_warned_of(caplog, corruption, channels, told):
     config = quicktest()
     config.data.corruption, config.distill.noise_channels = corruption, channels
     build_model(config)
     assert ("gives one x_0 for an x_T" in caplog.text) == told
+
+
+@pytest.mark.parametrize(
+    ("bridge", "conditional", "sampler", "told"),
+    [
+        ({"name": "i2sb"}, False, {"name": "dbim"}, True),
+        ({"name": "i2sb"}, False, {"name": "probability_flow"}, True),
+        ({"name": "i2sb"}, False, {"name": "dbim", "eta": 1.0}, False),
+        ({"name": "i2sb"}, False, {"name": "ancestral"}, False),
+        ({"name": "i2sb"}, True, {"name": "dbim"}, False),
+        ({"name": "i2sb", "ot_ode": True}, False, {"name": "dbim"}, False),
+    ],
+)
+def test_a_sampler_for_networks_that_see_x_T_is_warned_of(caplog, bridge, conditional, sampler, told):
+    config = quicktest()
+    config.bridge, config.network.conditional, config.evaluate.sampler = bridge, conditional, sampler
+    config.distill.noise_channels = 3
+    build_model(config)
+    assert ("is for networks that see x_T" in caplog.text) == told
+
+
+def test_without_noise_of_its_own_a_bridge_leaves_a_conditional_teacher_nothing_to_match():
+    config = quicktest()
+    config.bridge, config.network.conditional = {"name": "i2sb", "ot_ode": True}, True
+    with pytest.raises(UserError, match=r"x_t and x_T tell x_0 .* or config.network.conditional = False"):
+        build_model(config)
+    config.network.conditional = False
+    build_model(config)
 
 
 @pytest.mark.parametrize("teachers", [1, 2])

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from ibmd_jax.bridges import BRIDGES
-from ibmd_jax.build import build, build_data
+from ibmd_jax.build import build, build_data, build_model
+from ibmd_jax.build.methods import Parts, _teacher_samples
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Batch
 from ibmd_jax.networks.generator import told_earlier
 from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.job import load_student, run
@@ -133,11 +135,43 @@ def test_how_a_run_is_evaluated_does_not_change_what_it_trains():
     assert programs[0] == programs[1]
 
 
-def test_students_of_a_chain_have_one_evaluation_a_step():
+@pytest.mark.parametrize("steps", [1, 2, 4])
+def test_students_of_a_chain_have_one_evaluation_a_step(steps):
     config = tiny("progressive")
-    config.evaluate.sampler.name = "probability_flow"
+    config.evaluate.sampler.name, config.distill.student_steps = "probability_flow", steps
     with pytest.raises(UserError, match="a student of progressive has one evaluation a step: take ancestral or dbim"):
         build(config)
+
+
+@pytest.mark.parametrize(("method", "told"), [("sfddm", False), ("latents", True), ("progressive", True)])
+def test_a_chain_that_draws_noise_at_T_is_warned_of(caplog, method, told):
+    config = tiny("progressive" if method == "progressive" else "sfddm")
+    if method == "latents":
+        config.distill.hidden = "latents"
+    build_model(config)
+    assert "learns the mean over it" not in caplog.text
+    with config.unlocked():
+        config.bridge, config.data.corruption = {"name": "i2sb"}, "inpaint-center"
+    build_model(config)
+    assert ("learns the mean over it" in caplog.text) == told
+
+
+def test_a_student_of_several_steps_is_told_each_of_its_times_once():
+    config = tiny("ibmd")
+    config.distill.student_steps, config.distill.t_start = 4, 0.75
+    with pytest.raises(UserError, match=r"t_start = 0.75: the second step of this student is told 0.75"):
+        build_model(config)
+    config.distill.t_start = 0.9
+    build_model(config)
+
+
+def test_samples_of_a_teacher_on_edm_have_its_deviation():
+    """An exact denoiser of N(0, 0.5^2): equal steps from 80 would end at a deviation of 0.05."""
+    bridge = BRIDGES["edm"]()
+    parts = Parts(lambda params, x, t, x_T, cond: x * 0.25 / (0.25 + t**2), *[None] * 2, bridge, *[None] * 5)
+    x_T = 80 * jax.random.normal(jax.random.key(0), (4000, 1))
+    found = _teacher_samples(parts, 16)(None, jax.random.key(1), Batch(x_T))
+    assert 0.4 < found.std() < 0.55
 
 
 def test_two_of_a_kind_are_refused():
@@ -194,7 +228,7 @@ def test_noise_belongs_to_bridges_that_start_from_it():
         build(config)
     config = config_files.load("inpaint").get_config("dibregman")
     config.bridge, config.parametrisation = {"name": "flow"}, {"name": "x_0"}
-    with pytest.raises(UserError, match=r"'dibregman': between images .* has no densities to compare"):
+    with pytest.raises(UserError, match=r"'dibregman': .* has no noise, so that x_t and x_T tell x_0"):
         build(config)
     config = config_files.load("inpaint").get_config("dibregman")
     config.network.conditional = False

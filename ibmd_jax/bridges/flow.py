@@ -71,8 +71,8 @@ class OtOde(Bridge):
         return self.of.f_and_g2(t)
 
     def slopes(self, t: Array) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array]]:
-        (a, b, c), (da, db, dc) = self.of.slopes(t)
-        return (0 * c, b, a), (0 * dc, db, da)
+        (a, b, _), (da, db, _) = self.of.slopes(t)
+        return (jnp.zeros_like(a), b, a), (jnp.zeros_like(da), db, da)  # c may have an infinite slope
 
     def posterior(self, x_0: Array, x_s: Array, s: Array, t: Array) -> tuple[Array, Array]:
         mean, std = self.of.posterior(x_0, x_s, s, t)

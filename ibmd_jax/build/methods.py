@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from ibmd_jax import methods
 from ibmd_jax.bridges import Bridge
-from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS, uniform_grid
+from ibmd_jax.bridges.times import TIME_GRIDS, TIME_SAMPLERS, karras_grid, uniform_grid
 from ibmd_jax.build.fields import check_names, make
 from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.streams import stream
@@ -22,6 +22,7 @@ from ibmd_jax.methods.dibregman import DIVERGENCES, Divergence, power
 from ibmd_jax.networks.generator import told_earlier
 from ibmd_jax.networks.head import Head
 from ibmd_jax.samplers import SAMPLERS, dbim
+from ibmd_jax.samplers.dbim import boots
 from ibmd_jax.train.optim import make_optimizer
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,14 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
     # Pre-training leaves the student and its schedule where they are.
     student = _optimizer(c, "distill", "student_optimizer", d["steps"] - d.get("pretraining", 0))
     auxiliary = _optimizer(c, "distill", "auxiliary_optimizer", d["steps"] * d["auxiliary_updates"])
-    noisy = named(c["data"]["corruption"], "corruption")[0].startswith(("inpaint", "noise", "pure-noise"))
+    if parts.bridge.deterministic and c["network"].get("conditional"):
+        raise UserError(
+            f"config.distill.method = {d['method']!r}: {parts.bridge} has no noise, so that x_t and x_T tell x_0 to a "
+            "network that sees both, and nothing is left to match: take a bridge with noise"
+            + (", or config.network.conditional = False" if d["method"] == "ibmd" else "")
+        )
+    corruption, settings = named(c["data"]["corruption"], "corruption")
+    noisy = corruption.startswith(("inpaint", "noise", "pure-noise")) and settings.get("fill") != "grey"
     if d["noise_channels"] == 0 and (c["network"]["conditional"] or not noisy):
         log.warning(
             "config.distill.noise_channels = 0: this student gives one x_0 for an x_T, where its teacher draws from "
@@ -164,6 +172,11 @@ def _from_noise(c: dict[str, Any], parts: Parts) -> dict[str, Any]:
         return {}
     if not 0 <= start <= T:
         raise UserError(f"config.distill.t_start = {start}: it must be from 0, which stands for T, to {T}")
+    second = T - T / c["distill"]["student_steps"]
+    if 0 < start <= second:
+        raise UserError(
+            f"config.distill.t_start = {start}: the second step of this student is told {second:g}: it must be later"
+        )
     return {
         "from_noise": True,
         "student_denoise": told_earlier(parts.denoise, parts.bridge, start) if start else None,
@@ -210,7 +223,16 @@ def _student_times(d: dict[str, Any], T: float) -> Array:
 def _one_network(c: dict[str, Any], parts: Parts, method: Callable[..., Method], settings: dict[str, Any]):
     """SFDDM or progressive distillation: they train the student alone, on its own times."""
     d, steps = c["distill"], c["distill"]["student_steps"]
-    if parts.sampling.evaluations(steps) != steps:
+    if boots(parts.bridge, parts.bridge.T) and d.get("hidden", "latents") == "latents":
+        log.warning(
+            "config.distill.method = %r follows a chain of DBIM, whose step from T draws noise that this student does "
+            "not see: it learns the mean over it, the more so the fewer steps it has%s",
+            d["method"],
+            ""
+            if c["network"].get("conditional")
+            else "; and the chain is one of networks that see x_T (config.network.conditional = True)",
+        )
+    if parts.sampling.evaluations(steps + 2) != steps + 2:  # samplers of two evaluations a step may have one for one
         raise UserError(
             f"config.evaluate.sampler: a student of {d['method']} has one evaluation a step: take ancestral or dbim"
         )
@@ -253,11 +275,6 @@ def _dibregman(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]
         raise UserError(
             "config.distill.method = 'dibregman' on a bridge between images needs config.network.conditional"
         )
-    if parts.bridge.deterministic and not is_noise(c["data"]["corruption"]):
-        raise UserError(
-            f"config.distill.method = 'dibregman': between images {parts.bridge} has no densities to compare, since "
-            "x_t and x_T tell x_0: take a bridge with noise"
-        )
     first, settings = _with_auxiliary(c, parts)
     settings |= {name: d[name] for name in ("logit_clip", "ratio_mean", "weight_mean", "adversarial")}
     settings |= {"divergence": _divergence(d["divergence"]), "ratio_clip": tuple(d["ratio_clip"])}
@@ -290,7 +307,9 @@ def _teacher_samples(parts: Parts, steps: int) -> Callable[[Params, Key, Batch],
         def bound(x_t: Array, t: Array, x_T: Array, cond=None) -> Array:
             return parts.denoise(params, x_t, t, x_T, cond)
 
-        times, settings = uniform_grid(steps, parts.bridge.T), {"mask": batch.mask, "cond": batch.cond}
+        T = parts.bridge.T
+        times = uniform_grid(steps) if T == 1 else karras_grid(steps, T)  # equal steps from 80 end where images begin
+        settings = {"mask": batch.mask, "cond": batch.cond}
         return dbim(bound, parts.bridge, stream(key, "reference"), batch.x_T, times, **settings)
 
     return sample

@@ -141,6 +141,7 @@ def model_of(c: dict[str, Any]) -> Model:
     denoise, init_params, conditioning, dropout = _denoiser(c["network"], parametrisation, bridge, image_shape)
     sampling = sampling_of(c["evaluate"]["sampler"], bridge)
     _check_numbers(bridge, parametrisation, sampling, c["teacher"]["t_min"])
+    _check_sees_x_T(c, bridge)
 
     def output(params: Any) -> Array:
         x = jnp.zeros((1, *image_shape))
@@ -237,6 +238,18 @@ def _check_noise(corruption: str | dict[str, Any], bridge: Bridge) -> None:
         raise UserError(
             f"config.bridge: {name} starts from noise of deviation {wanted:.6g}: set config.data.corruption = "
             f"{{'name': 'pure-noise', 'std': {wanted:.6g}}}"
+        )
+
+
+def _check_sees_x_T(c: dict[str, Any], bridge: Bridge) -> None:
+    """Warns of a sampler whose steps take E[x_0 | x_t, x_T] on a network that estimates E[x_0 | x_t]."""
+    sampler, noisy = c["evaluate"]["sampler"], bridge.pinned and not bridge.deterministic
+    deterministic = sampler["name"] not in ("ancestral", "euler_maruyama") and sampler.get("eta") != 1
+    if noisy and deterministic and not c["network"].get("conditional"):
+        log.warning(
+            "config.evaluate.sampler = %r is for networks that see x_T (config.network.conditional): with this one the "
+            "images' distribution is not the bridge's, however many the steps; take ancestral or euler_maruyama",
+            sampler["name"],
         )
 
 

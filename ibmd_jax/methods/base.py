@@ -181,6 +181,7 @@ def g2(bridge: Bridge, t: Array) -> Array:
     The loss is twice that of the paths from t_min on, over the number of values and over T - t_min: it is a mean.
     As an error of drifts v = (alpha x_0 - x_t) / sigma^2 it is g^2 ||v_theta - v*||^2. Large near t = 0.
     """
+    t = jnp.minimum(t, bridge.T * (1 - 1e-5))  # where alpha_T = 0, g^2 is infinite there, and lambda is not
     return bridge.f_and_g2(t)[1] * jnp.square(bridge.alpha(t) / jnp.square(bridge.sigma(t)))
 
 

@@ -248,6 +248,8 @@ def ibmd(
         raise ValueError(f"real_data = {alpha, beta}: alpha is between 0 and 1, or both are 1")
     if from_noise and steps > 1 and multistep == "posterior":
         raise ValueError("multistep = 'posterior' takes x_T for a part of x_t, which noise is not: take 'marginal'")
+    if multistep == "posterior" and t_min >= bridge.T / steps:
+        raise ValueError(f"t_min = {t_min}: the last of {steps} steps starts at {bridge.T / steps:g}, lower t_min")
     times, student_denoise = uniform_grid(steps, bridge.T)[:-1], student_denoise or denoise
 
     def init(start: tuple[Params, Params]) -> State:

@@ -7,7 +7,8 @@ x_s ~ q(x_s | x_0), s one of the student's N times and u the next one, m halfway
     L       = E lambda(s) || x_0_theta(x_s, s) - x_tilde ||^2,   lambda = max(alpha^2 / sigma^2, 1)          (3)
 
 (3)'s weight has the name "truncated_snr". Several folds are several runs, each with the last one's student as its
-teacher: what SFDDM does in one.
+teacher: what SFDDM does in one. For diffusion models and flows: what sfddm.py says of the step from T of pinned bridges
+with noise holds here, too.
 """
 
 from collections.abc import Callable

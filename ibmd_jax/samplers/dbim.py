@@ -8,6 +8,9 @@ With x_t = k_t x_T + b_t x_0 + n_t noise and D = x_0_hat(x_s, s), a step s -> t 
 eta = 1 is ancestral sampling, eta = 0 deterministic; for diffusion models the latter is DDIM. A pinned bridge has no
 noise at T to carry on, so the step from T always draws it: kappa = 0, omega = n_t ("booting noise")           (3)
 
+On a pinned bridge with noise, D must be E[x_0 | x_s, x_T], of a network that sees x_T, unless eta = 1: with
+E[x_0 | x_s], (1) goes to another distribution.
+
 Orders 2 and 3 (eta = 0) let x_0_hat vary over the step, in lambda = ln(b/n), h = lambda_t - lambda_s:
 
     x_t = (1) + b_t [ (e^-h + h - 1) d_1 + (h^2/2 - h + 1 - e^-h) d_2 ]                                      (4)

@@ -10,6 +10,7 @@ q(x_t | x_0_hat):
     SDE   f x - g^2 s                    ODE   f x - g^2 (s - w h) / 2                                       (2)
 
 The two agree at w = 1 only. Each step s -> t makes the part `churn` of it on the SDE, and the rest on the ODE.
+q takes E[x_0 | x_t, x_T], of a network that sees x_T: without it the result has another distribution.
 """
 
 from collections.abc import Callable

@@ -9,7 +9,8 @@ made at the first-order (DBIM, eta = 0) step x_t^(1):
 
 The plain method of Heun on (1) does not converge for a pinned bridge: n'/n grows like 1 / (T - t), so that the first
 steps change the variance by a factor which does not depend on their number. As in DBIM, the step from T of a pinned
-bridge draws noise; and a last step to t = 0 is of first order, since no network is trained there.
+bridge draws noise; and a last step to t = 0 is of first order, since no network is trained there. As there, networks
+must see x_T where the bridge is pinned and has noise.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,8 @@ def probability_flow(
 ) -> Any:
     """Restores x_T [B, ...] with 2 (n - 1) network evaluations for n = len(times) - 1 steps from T to 0 (1 for n = 1).
 
-    A bridge that is not pinned, or a grid that ends above 0, takes one more. See samplers/base.py for the others.
+    A bridge that is not pinned or has no noise, or a grid that ends above 0, takes one more. See samplers/base.py for
+    the others.
     """
 
     def step(D: Callable[..., Array], carry: tuple[Array], i: Step) -> tuple[tuple[Array], Array]:

@@ -229,6 +229,11 @@ def test_the_posterior_of_the_same_time_draws_nothing(bridge):
         np.testing.assert_allclose(std, 0, atol=2e-3 * bridge.T)
 
 
+@pytest.mark.parametrize("of", [I2SB(), Brownian(), DDBMVP()], ids=repr)
+def test_slopes_without_noise_are_finite_at_T(of):
+    assert jnp.isfinite(jnp.stack([*OtOde(of).slopes(jnp.float32(1))[0], *OtOde(of).slopes(jnp.float32(1))[1]])).all()
+
+
 @smooth
 def test_velocity_is_the_time_derivative_of_the_path(bridge):
     with jax.enable_x64(True):

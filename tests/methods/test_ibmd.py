@@ -481,6 +481,11 @@ def test_a_posterior_from_noise_is_refused():
         ibmd(None, Flow(), None, None, steps=2, multistep="posterior", from_noise=True)
 
 
+def test_a_last_step_of_posterior_that_starts_before_t_min_is_refused():
+    with pytest.raises(ValueError, match=r"t_min = 0.25: the last of 4 steps starts at 0.25"):
+        ibmd(None, I2SB(), None, None, steps=4, multistep="posterior", t_min=0.25)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from ibmd_jax.bridges import DDBMVP, I2SB, Brownian
+from ibmd_jax.bridges import DDBMVP, I2SB, Brownian, Flow, diffusion
 from ibmd_jax.bridges.parametrisations import eps, native_weight
 from ibmd_jax.bridges.times import TIME_SAMPLERS
 from ibmd_jax.core.types import Batch
@@ -156,3 +156,11 @@ def test_the_weight_g2_turns_errors_of_x_0_into_those_of_the_drift(bridge):
     np.testing.assert_allclose(WEIGHTS["g2"](bridge, t) * jnp.square(first - second)[:, 0], expected, rtol=1e-5)
     if isinstance(bridge, Brownian):
         np.testing.assert_allclose(WEIGHTS["g2"](bridge, t), 1 / (0.5 * t**2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bridge", "expected"), [(Flow(), 0), (diffusion.Cosine(), 0), (diffusion.Sigmoid(), 0.3), (Brownian(0.5), 2)]
+)
+def test_the_weight_g2_has_its_limit_at_T(bridge, expected):
+    """2 alpha (alpha sigma' - alpha' sigma) / sigma^3, finite where alpha_T = 0 and g^2 is not."""
+    np.testing.assert_allclose(WEIGHTS["g2"](bridge, jnp.ones(1)), expected, atol=0.02)
