@@ -167,9 +167,9 @@ def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "32 pixels; the embedded emoji, 398 held-out images, or the 10,000 of Fashion-MNIST (fashion-). FID, KID:",
         "on the bundled features of either; they compare with no other table. Teachers: 2000 steps of 64, one for all",
         "seeds; from each its students, 400 iterations of 32 with L = 4, and regression, 600 steps of 64. Teachers'",
-        "rows have the better of ancestral sampling and DBIM, though DBIM is made for teachers that see x_T: DDBM's,",
-        "not I2SB's. Diversity: root mean square deviation over z. Images/s compare within a cell, roughly: the machine",
-        "had other work. Made by `python -m benchmarks.quality` (after",
+        "rows have the better of ancestral sampling and DBIM. DBIM is made for teachers that see x_T: DDBM's,",
+        "not I2SB's. Diversity: root mean square deviation over z. Images/s compare within a cell, roughly: the",
+        "machine had other work. Made by `python -m benchmarks.quality` (after",
         "`python -m ibmd_jax.data.prepare fashion_mnist`); with more seeds, mean ± standard deviation.\n",
         "![FID against NFE by task](quality.png)",
     ]
