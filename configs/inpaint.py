@@ -45,6 +45,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "head_channels": 32,
                 "groups": 16,
                 "patch": 2,
+                "out_channels": 3,  # data.channels
                 "conditional": False,
                 "classes": 0,  # labels that it is told: of the source, or of a mixture of corruptions
                 "embedding": 0,  # or the width of the text that it is told

@@ -74,7 +74,7 @@ def _run() -> int:
     config = _CONFIG.value
     with partners():
         try:
-            folder = Path(_WORKDIR.value or Path("runs") / config.name)
+            folder = Path(_WORKDIR.value or Path("runs") / config.name).expanduser()
             job = build(config, trained=folder if _INPUT.value and _MODE.value == "sample" else None)
             job = job._replace(schedule=job.schedule._replace(profile=_PROFILE.value), input=_INPUT.value)
             run(job, folder, _MODE.value)

@@ -264,6 +264,31 @@ def test_a_sampler_for_networks_that_see_x_T_is_warned_of(caplog, bridge, condit
     assert ("is for networks that see x_T" in caplog.text) == told
 
 
+def test_a_workdir_is_refused_when_the_files_of_its_data_are_others(tmp_path):
+    for i in range(2):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "photos" / f"{i}.png")
+    config = quicktest()
+    config.data.source = f"folder:{tmp_path}/photos"
+    config.evaluate.features = "none"
+    job = build(config)
+    assert job.config["data"]["files"].startswith("1 + 1, ")
+    check_workdir(tmp_path / "run", job.config)
+    (tmp_path / "run" / "teacher").mkdir()
+    check_workdir(tmp_path / "run", build(config).config)
+    (tmp_path / "photos" / "1.png").rename(tmp_path / "photos" / "2.png")
+    with pytest.raises(UserError, match=r"data.files was '1 \+ 1, .*', now '1 \+ 1, "):
+        check_workdir(tmp_path / "run", build(config).config)
+
+
+def test_grey_images_take_two_fields():
+    config = config_files.by_flags("inpaint.py:quicktest", "--config.data.channels=1")
+    with pytest.raises(UserError, match="set out_channels"):
+        build_model(config)
+    config.network.out_channels = 1
+    build_model(config)
+
+
 def test_without_noise_of_its_own_a_bridge_leaves_a_conditional_teacher_nothing_to_match():
     config = quicktest()
     config.bridge, config.network.conditional = {"name": "i2sb", "ot_ode": True}, True

@@ -14,7 +14,7 @@ from ibmd_jax.build import build
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.preview import preview
 from ibmd_jax.train.checkpoint import Checkpoints
-from ibmd_jax.train.job import load_student, load_teacher, run
+from ibmd_jax.train.job import evaluate_both, load_student, load_teacher, run
 
 pytestmark = pytest.mark.usefixtures("one_device")
 TASKS = ("sr4x-pool", "jpeg-5")
@@ -65,7 +65,7 @@ def test_corrupted_images_alone_are_enough(teachers, tmp_path):
 
 @pytest.mark.usefixtures("lenient")
 @pytest.mark.parametrize("blind", [False, True])
-def test_a_teacher_for_each_task(teachers, tmp_path, blind):
+def test_a_teacher_for_each_task(teachers, tmp_path, capsys, blind):
     config = tiny({"name": "mixture", "corruptions": TASKS})
     config.teacher.update(checkpoint=",".join(map(str, teachers)), combine="by_label")
     config.distill.blind = blind
@@ -75,6 +75,9 @@ def test_a_teacher_for_each_task(teachers, tmp_path, blind):
         run(job, tmp_path, "evaluate")
         report = json.loads((tmp_path / "report.json").read_text())
         assert [row["label"] for row in report["rows"]] == ["student", "teacher"]
+        config.teacher.checkpoint = ",".join(map(str, reversed(teachers)))
+        with pytest.raises(UserError, match="was distilled from another teacher than the present one"):
+            evaluate_both(build(config), tmp_path, {})
     for name in ("a.png", "b/a.jpg", "b/c.png"):
         (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40), (90, 10, 10)).save(tmp_path / "given" / name)
@@ -83,8 +86,13 @@ def test_a_teacher_for_each_task(teachers, tmp_path, blind):
         run(mine, tmp_path, "sample")
         found = sorted(p.relative_to(tmp_path / "samples") for p in (tmp_path / "samples").rglob("*.png"))
         assert [str(p) for p in found] == ["a.png", "b/a.png", "b/c.png"]
+        (tmp_path / "given" / "a.png").rename(tmp_path / "given" / "d.png")
+        capsys.readouterr()
+        run(mine, tmp_path, "sample")
+        assert f"Wrote 3 restored images to {tmp_path}/samples, where 1 of other runs are." in capsys.readouterr().out
+        (tmp_path / "given" / "d.png").rename(tmp_path / "given" / "a.png")
         Image.new("RGB", (40, 40)).save(tmp_path / "given" / "a.jpg")
-        with pytest.raises(UserError, match="several images are called a, and"):
+        with pytest.raises(UserError, match="has 2 images named 'a', which differ in their suffix alone"):
             run(mine, tmp_path, "sample")
     else:
         with pytest.raises(UserError, match="is told a label or text of each image"):

@@ -150,8 +150,10 @@ BAD = {
     "zero steps": (["--config.teacher.steps=0"], r"config.teacher.steps = 0: it must be at least 1"),
     "no evaluation": (
         ["--config.evaluate.nfe=(0,)"],
-        r"config.evaluate.nfe = \(0,\): it must hold numbers of at least 1",
+        r"config.evaluate.nfe = \(0,\): it must hold whole numbers of at least 1",
     ),
+    "half an evaluation": (["--config.evaluate.nfe=(1,2.5)"], r"nfe = \(1, 2.5\): it must hold whole numbers"),
+    "no network": (["--config.network.channels=()"], r"config.network does not fit images of"),
     "decay above 1": (["--config.distill.ema_decay=1.5"], r"config.distill.ema_decay = 1.5: it must be from 0 to 1"),
     "unknown corruption": (["--config.data.corruption=inpaint-centre"], r"Did you mean 'inpaint-center'"),
     "impossible network": (["--config.network.patch=5"], r"config.network does not fit images of \(32, 32, 3\)"),

@@ -34,7 +34,8 @@ def build(config: ml_collections.ConfigDict, trained: Path | None = None) -> Job
         raise UserError(f"{trained} has no config.json: set --workdir to a run with a finished student, which restores")
     with naming_fields():
         c = with_given_model(json.loads(config.to_json_best_effort()), found)
-        return _job(c, model_of(c), opened=not trained)
+        files = (found or {}).get("data", {}).get("files", "")
+        return _job(c, model_of(c), files, opened=not trained)
 
 
 def build_model(config: ml_collections.ConfigDict) -> Model:
@@ -54,8 +55,10 @@ def build_data(config: ml_collections.ConfigDict) -> Data:
         return data_of(c, shape, conditioning_of(make_network(c["network"])[0]))
 
 
-def _job(c: dict[str, Any], model: Model, opened: bool) -> Job:
+def _job(c: dict[str, Any], model: Model, files: str, opened: bool) -> Job:
     data = data_of(c, model.image_shape, model.conditioning, opened)
+    if files := data.files or files:  # so that a workdir is refused when the files are others
+        c = {**c, "data": {**c["data"], "files": files}}
     d = c["distill"]
     what = METHODS[d["method"]].needs_clean(d)
     if what and opened and not data.clean:

@@ -1,7 +1,8 @@
 """The data of a configuration: its source, corruption and batches."""
 
 import logging
-from collections import Counter
+import os
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array, Batch, Conditioning
 from ibmd_jax.corruptions import Corrupted, corruption, label_count
 from ibmd_jax.data import open_source
-from ibmd_jax.data.folder import TO_SKIP, fit_named, images_in
+from ibmd_jax.data.folder import TO_SKIP, check_stems, fit_named, images_in
 from ibmd_jax.data.pipeline import ahead, check_example, check_labels, examples, make_corrupt
 from ibmd_jax.data.source import Example, Options, Source
 from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
@@ -27,7 +28,8 @@ AHEAD = 2  # steps whose batches wait on the devices beside the one in use
 class Data(NamedTuple):
     """The data of a configuration.
 
-    train, test: the sources, empty if not opened. clean: whether they have x_0. test_batch(count): so many test images,
+    train, test: the sources, empty if not opened. files: how many images of folders they have, and a checksum of their
+    names; "" of other sources. clean: whether they have x_0. test_batch(count): so many test images,
     evenly spaced in the source, all for 0; leaves are NumPy arrays. inputs(folder, blind): images of a user's to
     restore, see `_inputs`. batches(stage, size, clean=True)(step): an iterator over training batches from that step on,
     sharded over the mesh; without x_0 unless clean.
@@ -35,6 +37,7 @@ class Data(NamedTuple):
 
     train: Source
     test: Source
+    files: str
     clean: bool
     mesh: jax.sharding.Mesh
     batches: Callable[..., Callable[[int], Iterator[Batch]]]
@@ -68,6 +71,8 @@ def data_of(
     for split, source in sources.items():
         check_example(source[0], corrupts is not None, given, f"{data['source']} ({split})")
     train, test = (sources.get(split, ()) for split in ("train", "test"))
+    names = [name for source in sources.values() for name in getattr(source, "names", ())]
+    checksum = zlib.crc32(os.fsencode("\n".join(names)))
 
     def corrupt(stage: str) -> Callable[[Example, Array], Batch]:
         return make_corrupt(corrupts, c["seed"], stage, conditioning)
@@ -90,6 +95,7 @@ def data_of(
     return Data(
         train,
         test,
+        f"{len(train)} + {len(test)}, {checksum:08x}" if names else "",
         opened and "x_0" in train[0],
         mesh,
         lambda stage, size, clean=True: _batches(train, corrupt(stage), check, c, size, clean, mesh),
@@ -142,9 +148,7 @@ def _inputs(
     root = Path(folder).expanduser()
     files = images_in(root)
     names = [str(f.relative_to(root).with_suffix("")) for f in files]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"--input={folder}: several images are called {twice[0]}, and would get the same name")
+    check_stems(root, names)
 
     def readable(numbers: range) -> Iterator[tuple[int, np.ndarray]]:
         for i in numbers:

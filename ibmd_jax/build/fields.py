@@ -70,5 +70,5 @@ def check_ranges(config: dict[str, Any]) -> None:
                 + (f"at least {low}" if high == float("inf") else f"from {low} to {high}")
             )
     steps = config["evaluate"]["nfe"]
-    if not steps or min(steps) < 1:
-        raise UserError(f"config.evaluate.nfe = {tuple(steps)}: it must hold numbers of at least 1")
+    if not steps or not all(isinstance(n, int) and n >= 1 for n in steps):
+        raise UserError(f"config.evaluate.nfe = {tuple(steps)}: it must hold whole numbers of at least 1")

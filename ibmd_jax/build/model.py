@@ -149,7 +149,7 @@ def model_of(c: dict[str, Any]) -> Model:
 
     try:
         made = jax.eval_shape(lambda: output(init_params(jax.random.key(0))))
-    except (TypeError, ValueError, AssertionError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AssertionError, IndexError, ZeroDivisionError) as error:
         raise UserError(f"config.network does not fit images of {image_shape}: {error}") from error
     if made.shape[1:] != image_shape:
         raise UserError(f"config.network: its output is {made.shape[1:]} for images of {image_shape}: set out_channels")

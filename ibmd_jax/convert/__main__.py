@@ -45,7 +45,7 @@ def to_teacher(
 
     Raises: UserError, with nothing written unless a disk is full.
     """
-    beside = folder.with_name(f"{folder.name}-raw")
+    beside = folder.parent / f"{folder.name}-raw"  # with_name would not take ".", which exists
     for place in (folder, beside):
         if place.exists():
             raise UserError(f"{place} exists: choose another folder, or remove it")

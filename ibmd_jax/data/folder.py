@@ -4,7 +4,9 @@ A folder may have the subfolders train, and test, val or validation; otherwise e
 """
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,13 @@ SPLITS = {"train": ("train",), "test": ("test", "val", "validation")}
 
 
 class Files:
-    """A source of one example a file (or a pair, or a record of a dataset): load(item) makes it."""
+    """A source of one example a file (or a pair, or a record of a dataset): load(item) makes it.
 
-    def __init__(self, items: Sequence, load: Callable[..., Example], on_error: str):
-        self.items, self.load, self.on_error = items, load, on_error
+    names: of the files, in this order, which decides what is drawn, and what is held out.
+    """
+
+    def __init__(self, items: Sequence, load: Callable[..., Example], on_error: str, names: Sequence[str] = ()):
+        self.items, self.load, self.on_error, self.names = items, load, on_error, names
         self.skipped: set[int] = set()
 
     def __len__(self) -> int:
@@ -43,11 +48,26 @@ class Files:
         raise UserError(f"none of the {len(self)} images is readable")
 
 
+def _images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """The image files of a folder and its subfolders, links among them, but for names that begin with a dot."""
+    real = folder.resolve()
+    if real in above:  # a link to a folder that holds it
+        return
+    for entry in os.scandir(folder):
+        path = folder / entry.name
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _images(path, (*above, real))
+        elif path.suffix.lower() in SUFFIXES and entry.is_file():
+            yield path
+
+
 def images_in(folder: Path) -> list[Path]:
     """All image files of a folder and its subfolders, by name. Raises: UserError if there are none."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(_images(folder))
     if not found:
         raise UserError(f"the folder {folder} holds no images (of {', '.join(sorted(SUFFIXES))})")
     return found
@@ -65,31 +85,34 @@ def _split(folder: Path, split: str) -> tuple[Path, bool]:
     raise UserError(f"{folder} has a folder train, but none of {', '.join(SPLITS[split])}")
 
 
-def _files(where: str, split: str) -> tuple[Path, list[Path]]:
+def _files(where: str, split: str) -> tuple[Path, list[Path], list[str]]:
+    """The folder of a split, its files, and their names in it."""
     root, own = _split(Path(where).expanduser(), split)
     files = images_in(root)
-    return root, files if own else [files[i] for i in split_indices(len(files), split)]
+    files = files if own else [files[i] for i in split_indices(len(files), split)]
+    return root, files, [str(f.relative_to(root)) for f in files]
 
 
 def folder(where: str, split: str, options: Options) -> Files:
-    """Clean images. Where all are in subfolders, those are the classes, in the order of their names.
+    """Clean images. Where all are in subfolders, those that hold images are the classes, in the order of their names.
 
     Of a folder with its own splits those of train count. Raises: UserError if another split has one that train lacks.
     """
-    root, files = _files(where, split)
-    if any(p.suffix.lower() in SUFFIXES for p in root.iterdir()):
-        return Files(files, lambda file: {"x_0": fit_named(file, options)}, options.on_error)
+    root, files, names = _files(where, split)
+    if any(f.parent == root for f in images_in(root)):
+        return Files(files, lambda file: {"x_0": fit_named(file, options)}, options.on_error, names)
     train = _split(Path(where).expanduser(), "train")[0]
-    classes = {p.name: i for i, p in enumerate(sorted(p for p in train.iterdir() if p.is_dir()))}
-    names = [f.relative_to(root).parts[0] for f in files]
-    unknown = sorted(set(names) - classes.keys())
+    folders = sorted(p for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = {p.name: i for i, p in enumerate(p for p in folders if next(_images(p), None))}
+    of_files = [Path(name).parts[0] for name in names]
+    unknown = sorted(set(of_files) - classes.keys())
     if unknown:
         raise UserError(f"{root} has the class {unknown[0]!r}, which {train} lacks")
 
     def load(item: tuple[Path, int]) -> Example:
         return {"x_0": fit_named(item[0], options), "label": np.int32(item[1])}
 
-    return Files([(f, classes[name]) for f, name in zip(files, names, strict=True)], load, options.on_error)
+    return Files([(f, classes[name]) for f, name in zip(files, of_files, strict=True)], load, options.on_error, names)
 
 
 def corrupted(where: str, split: str, options: Options) -> Files:
@@ -98,26 +121,34 @@ def corrupted(where: str, split: str, options: Options) -> Files:
     def load(file: Path) -> Example:
         return {"x_T": fit_named(file, options, options.filter_T)}
 
-    return Files(_files(where, split)[1], load, options.on_error)
+    _, files, names = _files(where, split)
+    return Files(files, load, options.on_error, names)
 
 
 def paired(where: str, split: str, options: Options) -> Files:
     """Pairs: "A,B", two folders whose files match by name without suffix (A is x_T, B is x_0), or one folder of
     files that hold both side by side, [A | B], as pix2pix has them.
 
-    Raises: UserError that lists files without a partner.
+    Raises: UserError that lists files without a partner, or of one name, and for two images of different sizes that
+        config.data.fit would cut or pad in different places.
     """
     if options.fit == "random-crop":
         raise UserError("config.data.fit: random-crop is for single images; pairs take crop, resize-crop or stretch")
     places = where.split(",")
     if len(places) == 1:
-        return Files(_files(where, split)[1], lambda file: _halves(file, options), options.on_error)
+        _, files, names = _files(where, split)
+        return Files(files, lambda file: _halves(file, options), options.on_error, names)
     if len(places) != 2:
         raise UserError(f"paired:{where}: give one folder, or two with a comma between them")
-    sides, own = [], False
+    sides, owns = [], []
     for place in places:
         root, own = _split(Path(place).expanduser(), split)
-        sides.append({str(p.relative_to(root).with_suffix("")): p for p in images_in(root)})
+        names = [(str(p.relative_to(root).with_suffix("")), p) for p in images_in(root)]
+        check_stems(root, [name for name, _ in names])
+        sides.append(dict(names))
+        owns.append(own)
+    if owns[0] != owns[1]:
+        raise UserError(f"of {places[0]} and {places[1]} only one has a folder train: give both one, or neither")
     alone = sorted(sides[0].keys() ^ sides[1].keys())
     if alone:
         more = f" and {len(alone) - 10} more" if len(alone) > 10 else ""
@@ -126,12 +157,23 @@ def paired(where: str, split: str, options: Options) -> Files:
     names = names if own else [names[i] for i in split_indices(len(names), split)]
 
     def load(name: str) -> Example:
-        return {
-            "x_0": fit_named(sides[1][name], options),
-            "x_T": fit_named(sides[0][name], options, options.filter_T),
-        }
+        files = sides[0][name], sides[1][name]
+        x_T, x_0 = (read_image(file, options.channels) for file in files)
+        if options.fit in ("crop", "pad") and x_T.size != x_0.size:
+            raise UserError(
+                f"{files[0]} has {x_T.size} pixels, {files[1]} {x_0.size}: config.data.fit = {options.fit!r} would "
+                "take them from different places; take resize-crop or stretch"
+            )
+        return {"x_0": _fit(files[1], x_0, options), "x_T": _fit(files[0], x_T, options, options.filter_T)}
 
-    return Files(names, load, options.on_error)
+    return Files(names, load, options.on_error, names)
+
+
+def check_stems(folder: Path, stems: Sequence[str]) -> None:
+    """Raises UserError if two files of a folder have one name without suffix."""
+    name, count = Counter(stems).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"{folder} has {count} images named {name!r}, which differ in their suffix alone: rename them")
 
 
 def fit_named(file: Path, options: Options, filter_name: str = "", content: bytes | None = None) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Image files of any kind as arrays of one shape, by Pillow."""
 
+import contextlib
 import io
 from pathlib import Path
 
@@ -32,7 +33,9 @@ def read_image(path: Path, channels: int, content: bytes | None = None) -> Image
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UserError(f"{path} declares {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
-            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            with contextlib.suppress(Exception):  # damaged EXIF tells no rotation; Pillow's parser raises many kinds
+                ImageOps.exif_transpose(image, in_place=True)
             return _plain(image, channels)
     except UserError:
         raise

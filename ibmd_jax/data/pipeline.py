@@ -97,7 +97,9 @@ def images_of(example: Example) -> Example:
 
 def random_crop(example: Example, size: int, rng: np.random.Generator) -> Example:
     """The same square of every image of an example."""
-    height, width = next(iter(images_of(example).values())).shape[:2]
+    (height, width), *others = {x.shape[:2] for x in images_of(example).values()}
+    if others:
+        raise UserError(f"config.data.fit = 'random-crop': x_T and x_0 are of {(height, width)} and {others[0]} pixels")
     top, left = rng.integers(height - size + 1), rng.integers(width - size + 1)
     square = np.s_[top : top + size, left : left + size]
     return {**example, **{name: x[square] for name, x in images_of(example).items()}}

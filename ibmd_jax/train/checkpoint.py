@@ -209,7 +209,7 @@ def export_params(folder: Path, params: Params, extra: Meta) -> None:
 
 def read_meta(folder: Path | str) -> Meta:
     """What was saved with an export, beside its parameters. Raises: UserError if it is missing or unreadable."""
-    path = Path(folder).absolute()
+    path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give the folder of an export, such as runs/inpaint/teacher/export")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -224,7 +224,7 @@ def read_meta(folder: Path | str) -> Meta:
 
 def check_params(folder: Path | str, abstract: Params) -> None:
     """Raises UserError unless `load_params` would find parameters of these shapes; reads none of them."""
-    _check_shapes(read_meta(folder)["shapes"], shapes(abstract), Path(folder).absolute())
+    _check_shapes(read_meta(folder)["shapes"], shapes(abstract), Path(folder).expanduser().absolute())
 
 
 def load_params(folder: Path | str, abstract: Params) -> tuple[Params, Meta]:
@@ -233,7 +233,7 @@ def load_params(folder: Path | str, abstract: Params) -> tuple[Params, Meta]:
     Args: abstract: ShapeDtypeStructs with shardings, of the network that is to take them.
     Raises: UserError if the folder is missing, unreadable, or of another network.
     """
-    path = Path(folder).absolute()
+    path = Path(folder).expanduser().absolute()
     if not path.is_dir():
         raise UserError(f"no checkpoint at {path}: give the folder of an export, such as runs/inpaint/teacher/export")
     try:

@@ -166,6 +166,15 @@ def load_student(job: Job, folder: Path) -> tuple[Params, dict[str, Any]]:
     return found
 
 
+def _check_teacher(folder: Path, student: dict[str, Any], teacher: dict[str, Any]) -> None:
+    """Raises UserError, of both's metadata, unless the student was distilled from this teacher."""
+    if student["identity"]["teacher"] != _hash(teacher):
+        raise UserError(
+            f"the student in {folder} was distilled from another teacher than the present one: bring that one back, or "
+            "distil in another --workdir"
+        )
+
+
 def _noise_channels(job: Job) -> int:
     """Channels of the student's noise input, which some methods have none of."""
     return job.config["distill"].get("noise_channels", 0)
@@ -301,9 +310,10 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     """Teacher and, if there is one, student on the test images: a table on the terminal, report.json, samples.png."""
     c = job.config["evaluate"]
-    teacher, rows = load_teacher(job, folder)[0], []
+    (teacher, teacher_meta), rows = load_teacher(job, folder), []
     if (folder / "distill" / "export").exists():
-        student = load_student(job, folder)[0]
+        student, student_meta = load_student(job, folder)
+        _check_teacher(folder, student_meta, teacher_meta)
         rows = [("student", n, n, job.distill, student) for n in job.student_steps]
     else:
         say(f"No finished student in {folder}: this is its teacher alone.")
@@ -364,7 +374,7 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         count, batches = job.inputs(job.input)
     else:
         count, batches = len(job.test().x_T), [([f"{i:05d}" for i in range(len(job.test().x_T))], job.test())]
-    size, written = job.config["evaluate"]["batch_size"], 0
+    size, written, before = job.config["evaluate"]["batch_size"], set(), set(out.rglob("*.png"))
     parts = (
         (names[i * size : (i + 1) * size], part)
         for names, batch in batches
@@ -376,9 +386,10 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
             for name, image in zip(names, images, strict=False):  # beyond the last name, a part is filled up
                 if is_first():
                     _write_image(out / f"{name}.png", image)
-            written += len(names)
+            written |= {out / f"{name}.png" for name in names}
             bar.update(len(names))
-    say(f"Wrote {written} restored images to {out}.")
+    others = len(before - written)
+    say(f"Wrote {len(written)} restored images to {out}" + (f", where {others} of other runs are." if others else "."))
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
@@ -404,7 +415,8 @@ def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         raise UserError(
             "--mode=compare needs images that x_T alone decides: set config.evaluate.sampler to dbim, eta 0"
         )
-    (teacher, _), (student, _) = load_teacher(job, folder), load_student(job, folder)
+    (teacher, teacher_meta), (student, student_meta) = load_teacher(job, folder), load_student(job, folder)
+    _check_teacher(folder, student_meta, teacher_meta)
     nfe = max(job.teacher_steps)
     slow = functools.partial(jax.jit(functools.partial(job.teacher.sample, steps=job.teacher_steps[nfe])), teacher)
     fast = functools.partial(jax.jit(job.distill.sample), student)

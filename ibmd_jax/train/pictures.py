@@ -74,6 +74,8 @@ def save_curves(events: Path, path: Path) -> None:
     panels: dict[str, list[str]] = {}
     for tag in found.Tags()["tensors"]:
         panels.setdefault(tag.split("/")[0], []).append(tag)
+    if not panels:  # of a run whose events are elsewhere
+        return
     rows = -(-len(panels) // 3)
     figure = Figure(figsize=(12, 2.4 * rows), layout="constrained")
     for i, (name, tags) in enumerate(panels.items()):

@@ -103,6 +103,17 @@ def test_a_class_has_one_number_in_both_halves_of_a_folder(tmp_path):
     assert [int(r["label"]) for r in rows(test)] == [1, 3]  # every 20th
 
 
+def test_linked_folders_are_read_and_hidden_or_empty_ones_are_no_classes(tmp_path):
+    folder_of(tmp_path / "elsewhere", 2)
+    folder_of(tmp_path / "photos" / "b", 1)
+    (tmp_path / "photos" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "photos" / "b" / "loop").symlink_to(tmp_path / "photos")
+    picture(tmp_path / "photos" / ".hidden" / "x.png")
+    (tmp_path / "photos" / "Empty").mkdir()
+    source = open_source(f"folder:{tmp_path}/photos", "train", Options(8))
+    assert [int(row["label"]) for row in rows(source)] + [1] == [0, 0, 1]  # the last is held out
+
+
 # --- reading ---------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +149,11 @@ def test_a_turned_photograph_stands_upright(tmp_path):
 
 
 # --- fitting ---------------------------------------------------------------------------------------------------
+
+
+def test_damaged_exif_costs_no_image(tmp_path):
+    array = picture(tmp_path / "x.png", size=(8, 8), exif=b"Exif\0\0garbage")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png", 3), array)
 
 
 def test_resize_and_crop_is_that_of_the_published_code():
@@ -206,6 +222,29 @@ def test_a_half_that_is_too_small_is_named_by_its_file(tmp_path):
     for i in range(2):
         picture(tmp_path / f"{i}.png", size=(32, 16))
     refused(f"paired:{tmp_path}", r"0\.png: an image of 16 x 16 pixels is smaller than the crop", fit="crop", size=20)
+
+
+def test_pairs_that_are_none_are_refused(tmp_path):
+    pair = f"paired:{tmp_path}/A,{tmp_path}/B"
+    for i in range(2):
+        picture(tmp_path / "A" / f"{i}.png", size=(16, 16))
+        picture(tmp_path / "B" / f"{i}.png", size=(32, 32))
+    for fit, size in (("crop", 16), ("pad", 40)):
+        refused(pair, r"A/0.png has \(16, 16\) pixels, .*B/0.png \(32, 32\): config.data.fit", fit=fit, size=size)
+    assert rows(open_source(pair, "train", Options(16)))
+    picture(tmp_path / "A" / "1.jpg")
+    refused(pair, "A has 2 images named '1', which differ in their suffix alone")
+    for split in ("train", "test"):
+        folder_of(tmp_path / "C" / split, 2)
+    refused(f"paired:{tmp_path}/C,{tmp_path}/B", "only one has a folder train")
+
+
+def test_a_crop_of_arrays_needs_equal_sizes(tmp_path):
+    arrays = {name: np.zeros((3, n, n, 3), np.uint8) for name, n in (("x_T", 12), ("x_0", 20))}
+    np.savez(tmp_path / "x.npz", **arrays)
+    source = open_source(f"npz:{tmp_path}/x.npz", "train", Options(8, fit="random-crop"))
+    with pytest.raises(UserError, match=r"x_T and x_0 are of \(.*\) and \(.*\) pixels"):
+        next(examples(source, seed=0, batch_size=2, crop=8))
 
 
 def test_a_pair_is_mirrored_together(tmp_path):

@@ -98,6 +98,8 @@ def test_order_pictures_and_files(tmp_path, uninterrupted):
     assert (meta["step"], meta["stage"], meta["model"]) == (10, "toy", {"network": {"name": "toy"}})
     raw, _ = load_params(tmp_path / "raw", {"twice": ABSTRACT})
     np.testing.assert_array_equal(raw["twice"], 2 * uninterrupted)
+    save_curves(tmp_path / "nothing", tmp_path / "no curves.png")
+    assert not (tmp_path / "no curves.png").exists()
     save_curves(tmp_path / "events", tmp_path / "curves.png")
     assert Image.open(tmp_path / "curves.png").width > 500
     logged = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0}).Reload()
