@@ -60,7 +60,8 @@ def to_teacher(
     for section in ("network", "bridge", "parametrisation"):
         print(f"{section:16} {' '.join(f'{k}={v}' for k, v in found.model[section].items())}")
     print(
-        f"attention order  {order}; heads of {head_channels} channels (not in the file: --attention, --head_channels)"
+        f"attention order  {order}; heads of {network['head_channels']} channels"
+        + (" (not in the file: --attention, --head_channels)" if found.source != "ibmd_jax" else "")
     )
     print(f"parameters       {sum(map(math.prod, expected.values())):,}")
     meta = {"stage": "teacher", "step": 0, "model": found.model}

@@ -14,6 +14,7 @@ The last two follow from who wrote the file:
 ADM's is no teacher by itself, but what I2SB and DBIM started theirs from: config.teacher.start takes it.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -155,13 +156,15 @@ def recognise(path: str | Path, source: str = "", head_channels: int = 64, x_T: 
         x_T: whether to give a network of three input channels three more, for x_T.
     Raises: UserError.
     """
-    path = Path(path)
+    path, ours = Path(path), {}
     path = path / "latest.pt" if path.is_dir() else path
     if path.suffix == ".safetensors":
-        from safetensors.numpy import load_file  # its reader maps the file, too
+        from safetensors import safe_open  # its reader maps the file, too
 
         try:
-            found = load_file(path)
+            with safe_open(path, framework="numpy") as file:
+                ours = json.loads((file.metadata() or {}).get("ibmd_jax", "{}"))
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, it is no dict
         except Exception as error:
             raise UserError(f"cannot read {path}: {error}") from error
     else:
@@ -174,6 +177,11 @@ def recognise(path: str | Path, source: str = "", head_channels: int = 64, x_T: 
     for name in ("input_blocks.0.0.weight", "out.2.weight"):
         if name not in state:
             raise UserError(f"{path} is not an ADM UNet: it lacks the parameter {name}")
+    if ours:
+        network = ours["network"]
+        if state["input_blocks.0.0.weight"].shape[1] != network["out_channels"] * (1 + network["conditional"]):
+            raise UserError(f"{path} is a student with noise input, and no teacher has one: use its export")
+        return Checkpoint("ibmd_jax", state, ours, [])
     source = source or _kind(state)
     process = lookup(PROCESSES, source, "source")
     notes = []

@@ -1,7 +1,7 @@
 """Quality and speed of samplers on the same test images, measured side by side in one run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -56,8 +56,10 @@ def other_inputs(batch: Batch, number: int, generates: bool) -> Batch:
     return batch._replace(x_T=np.where(hole, noise, batch.x_T))
 
 
-def split(batch: Batch, size: int) -> list[Batch]:
+def split(batch: Batch, size: int) -> Iterator[Batch]:
     """Batches of exactly `size` examples, over all devices; the last one is filled up with the first examples again.
+
+    Each comes to the devices when it is asked for.
 
     Args: batch: NumPy leaves. size: a multiple of the number of devices.
     """
@@ -67,7 +69,7 @@ def split(batch: Batch, size: int) -> list[Batch]:
         return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
     rows = np.arange(-(-n // size) * size) % n
-    return [jax.tree.map(lambda x, r=r: place(x[r]), batch) for r in rows.reshape(-1, size)]
+    return (jax.tree.map(lambda x, r=r: place(x[r]), batch) for r in rows.reshape(-1, size))
 
 
 def restore(sampler: Sampler, parts: list[Batch], count: int, key: Key) -> tuple[np.ndarray, float]:
@@ -104,7 +106,7 @@ def evaluate(
         report: called with each row as it is ready.
     Returns: the rows, and the restored images [N, H, W, C] of each, under "label NFE".
     """
-    parts, n = split(test, batch_size), test.x_T.shape[0]
+    parts, n = list(split(test, batch_size)), test.x_T.shape[0]
 
     def feature_set(images: np.ndarray) -> np.ndarray | None:
         if features is None:
@@ -117,7 +119,7 @@ def evaluate(
     count = min(n, DIVERSITY_EXAMPLES)
     few = jax.tree.map(lambda x: x[:count], test)
     inputs = [other_inputs(few, i, generates) for i in range(DIVERSITY_DRAWS)]
-    draws = split(jax.tree.map(lambda *x: np.concatenate(x), *inputs), batch_size)
+    draws = list(split(jax.tree.map(lambda *x: np.concatenate(x), *inputs), batch_size))
     for sampler in samplers:
         sample = sampler.sample.lower(sampler.params, key, parts[0]).compile()  # once for all, and before the clock
         restored, rate = restore(sampler._replace(sample=sample), parts, n, key)

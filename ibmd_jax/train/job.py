@@ -378,7 +378,7 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     parts = (
         (names[i * size : (i + 1) * size], part)
         for names, batch in batches
-        for i, part in enumerate(split(batch, size))
+        for i, part in enumerate(split(batch._replace(x_0=None), size))
     )
     with tqdm(total=count, desc="sample", unit="image", disable=not is_first()) as bar:
         for number, (names, part) in enumerate(parts):

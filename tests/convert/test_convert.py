@@ -1,6 +1,7 @@
 """Checkpoints through the command line, there and back; and files that are damaged, foreign or malicious."""
 
 import argparse
+import json
 import mmap
 import os
 import pathlib
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
 
 from benchmarks import torch_zip
 from ibmd_jax.convert.__main__ import main, shapes_of
@@ -157,11 +159,17 @@ def test_there_and_back_is_bit_identical(tmp_path, capsys):
         for part in parents:
             node = node.setdefault(part, {})
         node[leaf] = value
-    export_params(tmp_path / "ours", nested, {"step": 3, "model": {"network": NETWORK}})
+    process = {"bridge": {"name": "i2sb_table", "beta_max": 0.3}, "parametrisation": {"name": "eps"}}
+    model = {"network": {**NETWORK, "legacy_attention": True, "conditional": True}, **process}
+    export_params(tmp_path / "ours", nested, {"step": 3, "model": model})
     assert main([str(tmp_path / "ours"), "--to", str(first)]) == 0  # into a new folder
     assert main([str(first), "--to", str(second), "--head_channels", "16"]) == 0
     same(loaded(second)[0], params)
-    capsys.readouterr()
+    assert read_meta(second)["model"] == model  # not what its shapes suggest, DDBM
+    unconditional = {**model, "network": {**model["network"], "conditional": False}}
+    save_file(load_file(first), tmp_path / "noise.safetensors", {"ibmd_jax": json.dumps(unconditional)})
+    assert main([str(tmp_path / "noise.safetensors"), "--to", str(tmp_path / "none")]) == 2
+    assert "noise.safetensors is a student with noise input" in capsys.readouterr().err
     (tmp_path / "taken.safetensors").mkdir()
     for place, reason in (("taken.safetensors", "Is a directory"), ("file/a.safetensors", "")):
         (tmp_path / "file").touch()
