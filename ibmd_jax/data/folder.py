@@ -99,7 +99,7 @@ def folder(where: str, split: str, options: Options) -> Files:
     Of a folder with its own splits those of train count. Raises: UserError if another split has one that train lacks.
     """
     root, files, names = _files(where, split)
-    if any(f.parent == root for f in images_in(root)):
+    if any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in root.iterdir()):
         return Files(files, lambda file: {"x_0": fit_named(file, options)}, options.on_error, names)
     train = _split(Path(where).expanduser(), "train")[0]
     folders = sorted(p for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
