@@ -142,8 +142,8 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
     if parts.bridge.deterministic and c["network"].get("conditional"):
         raise UserError(
             f"config.distill.method = {d['method']!r}: {parts.bridge} has no noise, so that x_t and x_T tell x_0 to a "
-            "network that sees both, and nothing is left to match: take a bridge with noise"
-            + (", or config.network.conditional = False" if d["method"] == "ibmd" else "")
+            "network that sees both, and nothing is left to match: take a bridge with noise, or "
+            "config.network.conditional = False where the method does not need x_T"
         )
     corruption, settings = named(c["data"]["corruption"], "corruption")
     noisy = corruption.startswith(("inpaint", "noise", "pure-noise")) and settings.get("fill") != "grey"

@@ -64,7 +64,7 @@ def save_curves(events: Path, path: Path) -> None:
 
     Of several processes only the first does.
     """
-    if not is_first():
+    if not (is_first() and events.exists()):
         return
     from matplotlib.figure import Figure  # slow to import, as is the next one
     from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
