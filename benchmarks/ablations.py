@@ -34,6 +34,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one channel of noise": {"noise_channels": 1},
     "lambda = 1": {"student_weight": "one"},
     "lambda = 10^(2 (1 - t))": {"student_weight": "ten_to_2"},  # quality.md's for I2SB
+    "z in x_t, t = 0.9": {"t_start": 0.9, "noise_channels": 0},
+    "z in x_t, t = 0.9; lambda = 1": {"t_start": 0.9, "noise_channels": 0, "student_weight": "one"},
+    "z in x_t, t = 0.95; lambda = 1": {"t_start": 0.95, "noise_channels": 0, "student_weight": "one"},
+    "z in x_t, t = 0.9; lambda = 10^(2 (1 - t))": {"t_start": 0.9, "noise_channels": 0, "student_weight": "ten_to_2"},
+    "z in x_t, t = 0.9; lambda = 1; normalised": {
+        "t_start": 0.9,
+        "noise_channels": 0,
+        "student_weight": "one",
+        "normalise": True,
+    },
     "half the learning rates": {
         "student_optimizer": {"learning_rate": 1e-4},
         "auxiliary_optimizer": {"learning_rate": 5e-4},

@@ -113,23 +113,27 @@ def sampler(label: str, nfe: int, method: Any, params: Any, steps: int) -> Sampl
     return Sampler(label, nfe, jax.jit(functools.partial(method.sample, steps=steps)), params)
 
 
-def cell(task: str, teacher: str, seed: int, runs: Path) -> list[dict[str, Any]]:
-    """Trains what is not there yet, and measures all rows on the same test images."""
-    folder = runs / f"{task}-{teacher}-{seed}"
-    if (folder / "rows.json").exists():
-        return json.loads((folder / "rows.json").read_text())
-    config = base_config(task, teacher, seed)
-    slow, given = trained_teacher(task, teacher, runs)
-    one = trained(config, folder / "one", "distill", teacher={"checkpoint": given})
-    four = trained(config, folder / "four", "distill", teacher={"checkpoint": given}, distill={"student_steps": 4})
-    regression = trained(config, folder / "regression", "teacher", teacher={"start": given, **REGRESSION})
+def measure(folder: Path, samplers: list[Sampler], job: Job, seed: int) -> None:
+    """Puts the rows of some samplers into a folder, with a picture."""
+    key, test = stream(jax.random.key(seed), "evaluate"), job.test()
+    size = job.config["evaluate"]["batch_size"]
+    found, images = evaluate(
+        samplers, test, job.features, batch_size=size, key=key, report=lambda r: print(r, flush=True)
+    )
+    few = np.linspace(0, test.x_T.shape[0] - 1, 6).astype(int)
+    shown = {"input": test.x_T, **images, "truth": test.x_0}
+    save_grid(folder / "samples.png", {name: np.asarray(x)[few] for name, x in shown.items()})
+    (folder / "rows.json").write_text(json.dumps([row._asdict() for row in found], indent=1))
 
-    frozen = load_teacher(slow, runs / f"{task}-{teacher}")[0]
-    student = load_student(one, folder / "one")[0]
-    multi = load_student(four, folder / "four")[0]
-    plain = load_teacher(regression, folder / "regression")[0]
-    samplers = [sampler("regression", 1, regression.teacher, plain, 1), sampler("IBMD", 1, one.distill, student, 1)]
-    samplers += [sampler("IBMD, 4 steps", n, four.distill, multi, n) for n in (1, 2, 4)]
+
+def measure_teacher(task: str, teacher: str, runs: Path) -> None:
+    """By both samplers, once for all seeds of students, if it is not done."""
+    folder, samplers = runs / f"{task}-{teacher}", []
+    if (folder / "rows.json").exists():
+        return
+    slow, _ = trained_teacher(task, teacher, runs)
+    config = base_config(task, teacher, 0)
+    frozen = load_teacher(slow, folder)[0]
     for label, settings in SAMPLERS.items():
         with config.unlocked():
             config.evaluate.sampler = settings
@@ -138,17 +142,25 @@ def cell(task: str, teacher: str, seed: int, runs: Path) -> list[dict[str, Any]]
         samplers += [
             sampler(f"teacher, {label}", nfe, job.teacher, frozen, steps) for nfe, steps in job.teacher_steps.items()
         ]
-    key = stream(jax.random.key(seed), "evaluate")
-    test, size = slow.test(), config.evaluate.batch_size
-    found, images = evaluate(
-        samplers, test, slow.features, batch_size=size, key=key, report=lambda r: print(r, flush=True)
-    )
-    few = np.linspace(0, test.x_T.shape[0] - 1, 6).astype(int)
-    shown = {"input": test.x_T, **{name: x for name, x in images.items() if "DBIM" not in name}, "truth": test.x_0}
-    save_grid(folder / "samples.png", {name: np.asarray(x)[few] for name, x in shown.items()})
-    rows = [row._asdict() for row in found]
-    (folder / "rows.json").write_text(json.dumps(rows, indent=1))
-    return rows
+    measure(folder, samplers, slow, 0)
+
+
+def cell(task: str, teacher: str, seed: int, runs: Path) -> None:
+    """Trains what is not there yet, and measures all rows on the same test images."""
+    folder, config = runs / f"{task}-{teacher}-{seed}", base_config(task, teacher, seed)
+    if (folder / "rows.json").exists():
+        return
+    given = trained_teacher(task, teacher, runs)[1]
+    measure_teacher(task, teacher, runs)
+    one = trained(config, folder / "one", "distill", teacher={"checkpoint": given})
+    four = trained(config, folder / "four", "distill", teacher={"checkpoint": given}, distill={"student_steps": 4})
+    regression = trained(config, folder / "regression", "teacher", teacher={"start": given, **REGRESSION})
+    student = load_student(one, folder / "one")[0]
+    multi = load_student(four, folder / "four")[0]
+    plain = load_teacher(regression, folder / "regression")[0]
+    samplers = [sampler("regression", 1, regression.teacher, plain, 1), sampler("IBMD", 1, one.distill, student, 1)]
+    samplers += [sampler("IBMD, 4 steps", n, four.distill, multi, n) for n in (1, 2, 4)]
+    measure(folder, samplers, one, seed)
 
 
 def best_teachers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -234,8 +246,11 @@ def write(runs: Path) -> None:
     path, cells = RESULTS / "quality.json", {}
     before = json.loads(path.read_text()) if path.exists() else {}
     for name in (f"{task}-{teacher}" for task in TASKS for teacher in TEACHERS):
-        files = runs.glob(f"{name}-*/rows.json")
-        seeds = {file.parent.name.rsplit("-", 1)[1]: json.loads(file.read_text()) for file in files}
+        slow, files = runs / name / "rows.json", runs.glob(f"{name}-[0-9]*/rows.json")
+        seeds = {
+            file.parent.name.rsplit("-", 1)[1]: json.loads(file.read_text()) + json.loads(slow.read_text())
+            for file in files
+        }
         key = " ".join(name.rsplit("-", 1))
         if seeds := before.get(key, {}) | seeds:
             cells[key] = dict(sorted(seeds.items()))

@@ -235,8 +235,11 @@ def test_noise_belongs_to_bridges_that_start_from_it():
     with pytest.raises(UserError, match=r"on a bridge between images needs config.network.conditional"):
         build(config)
     config = config_files.load("inpaint").get_config("quicktest")
-    config.distill.t_start = 0.5
-    with pytest.raises(UserError, match=r"t_start = 0.5 is for config.data.corruption = 'pure-noise'"):
+    config.distill.update(t_start=0.5, noise_channels=1)
+    with pytest.raises(UserError, match=r"noise_channels and .t_start are both set"):
+        build(config)
+    config.distill.noise_channels, config.bridge = 0, {"name": "i2sb", "ot_ode": True}
+    with pytest.raises(UserError, match=r"t_start = 0.5: .* has no noise at that time"):
         build(config)
 
 
@@ -260,11 +263,24 @@ def test_names_reach_the_network():
 
 
 def test_told_earlier_changes_the_end_alone():
-    bridge = BRIDGES["diffusion_cosine"]()
-    told = told_earlier(lambda params, x, t: (x, t), bridge, 0.75)
-    x, t = told(None, jnp.ones((3, 2)), jnp.asarray([1.0, 0.75, 0.2]))
-    np.testing.assert_allclose(t, [0.75, 0.75, 0.2])
+    bridge, t = BRIDGES["diffusion_cosine"](), jnp.asarray([1.0, 0.75, 0.2])
+    told = told_earlier(lambda params, x, t, x_T, cond, z: (x, t, z), bridge, 0.75, from_noise=True)
+    x, found, z = told(None, jnp.ones((3, 2)), t, z=2.0)
+    np.testing.assert_allclose(found, [0.75, 0.75, 0.2])
     np.testing.assert_allclose(x[:, 0], [bridge.sigma(jnp.float32(0.75)), 1, 1], rtol=1e-6)
+    assert z == 2.0
+
+
+def test_a_student_of_images_that_is_told_earlier_sees_the_bridge_from_x_T_to_itself():
+    bridge, key, t = BRIDGES["ddbm_vp"](), jax.random.key(0), jnp.asarray([1.0, 0.9, 0.2])
+    told = told_earlier(lambda params, x, t, x_T, cond, z: (x, t, x_T, z), bridge, 0.9, from_noise=False)
+    x_T = jax.random.normal(jax.random.key(1), (3, 4))
+    x, found, seen, z = told(None, x_T, t, x_T, z=jax.random.normal(key, x_T.shape))
+    np.testing.assert_allclose(found, [0.9, 0.9, 0.2])
+    np.testing.assert_allclose(x[0], bridge.sample(key, x_T, x_T, jnp.full(3, 0.9))[0], rtol=1e-6)
+    np.testing.assert_array_equal(x[1:], x_T[1:])
+    np.testing.assert_array_equal(seen, x_T)
+    assert z is None  # no further channels
 
 
 def test_lines_in_noise():

@@ -147,7 +147,7 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
         )
     corruption, settings = named(c["data"]["corruption"], "corruption")
     noisy = corruption.startswith(("inpaint", "noise", "pure-noise")) and settings.get("fill") != "grey"
-    if d["noise_channels"] == 0 and (c["network"]["conditional"] or not noisy):
+    if d["noise_channels"] == d["t_start"] == 0 and (c["network"]["conditional"] or not noisy):
         log.warning(
             "config.distill.noise_channels = 0: this student gives one x_0 for an x_T, where its teacher draws from "
             "many; %d would let it draw, too",
@@ -159,28 +159,32 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
         "student_weight": _weight(c, "distill", "student_weight", parts.native),
         "auxiliary_weight": _weight(c, "distill", "auxiliary_weight", parts.native),
         "time_sampler": lookup(TIME_SAMPLERS, d["time_sampler"], "time sampler"),
-        **_from_noise(c, parts),
+        **_start(c, parts),
     }
 
 
-def _from_noise(c: dict[str, Any], parts: Parts) -> dict[str, Any]:
-    """What a student of noise has beside the others: t_start, the time that it is told (0: T)."""
-    start, T = c["distill"]["t_start"], parts.bridge.T
-    if not is_noise(c["data"]["corruption"]):
-        if start:
-            raise UserError(f"config.distill.t_start = {start} is for config.data.corruption = 'pure-noise': set 0.0")
-        return {}
-    if not 0 <= start <= T:
+def _start(c: dict[str, Any], parts: Parts) -> dict[str, Any]:
+    """What a student has that is told t_start at its first evaluation (0: T), and one of noise beside the others."""
+    d, T, from_noise = c["distill"], parts.bridge.T, is_noise(c["data"]["corruption"])
+    start, found = d["t_start"], {"from_noise": True} if from_noise else {}
+    if not start:
+        return found
+    if not 0 < start <= T:
         raise UserError(f"config.distill.t_start = {start}: it must be from 0, which stands for T, to {T}")
-    second = T - T / c["distill"]["student_steps"]
-    if 0 < start <= second:
+    second = T - T / d["student_steps"]
+    if start <= second:
         raise UserError(
             f"config.distill.t_start = {start}: the second step of this student is told {second:g}: it must be later"
         )
-    return {
-        "from_noise": True,
-        "student_denoise": told_earlier(parts.denoise, parts.bridge, start) if start else None,
-    }
+    if not from_noise:
+        if parts.bridge.deterministic:
+            raise UserError(f"config.distill.t_start = {start}: {parts.bridge} has no noise at that time: set 0.0")
+        if d["noise_channels"]:
+            raise UserError(
+                "config.distill.noise_channels and .t_start are both set: z enters in one way: set one to 0"
+            )
+        found["noise_channels"] = parts.image_shape[-1]
+    return {**found, "student_denoise": told_earlier(parts.denoise, parts.bridge, start, from_noise)}
 
 
 def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:

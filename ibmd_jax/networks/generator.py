@@ -41,19 +41,31 @@ def with_new_inputs(teacher: Params, fresh: Params) -> Params:
     return jax.tree.unflatten(structure, leaves)
 
 
-def told_earlier(denoise: Denoise, bridge: Any, t_start: float) -> Denoise:
-    """The same, but where t = T the network is told t_start, and x_T is scaled to that time's noise.
+def told_earlier(denoise: Denoise, bridge: Any, t_start: float, from_noise: bool) -> Denoise:
+    """The same, but where t = T the network is told t_start, and sees a state of that time.
 
-    For students of diffusion models and flows, where x_T is noise alone: told T, their teacher answers with the mean
-    of all images, which is a poor start; SiD (arXiv 2404.04057, section 3.4) starts where sigma / alpha is 2.5.
+    from_noise: x_T is noise alone (diffusion models, flows): it is scaled to that time's deviation. Told T, their
+    teacher answers with the mean of all images, which is a poor start; SiD (arXiv 2404.04057, section 3.4) starts where
+    sigma / alpha is 2.5.
+    Else the state is one of the bridge from x_T to itself, (a + b) x_T + c z: noise z, of the shape of x_T, enters
+    where the teacher has learned what to make of it. As zero-initialised channels it first has to be noticed: while x_0
+    does not depend on z, the mean gradient of their weights is 0.
     """
     start, end = jnp.float32(t_start), jnp.float32(bridge.T)
-    shrink = bridge.sigma(start) / bridge.sigma(end)
 
-    def told(params: Params, x_t: Array, t: Array, *others: Any, **more: Any) -> Any:
+    def first_state(x_T: Array, z: Array | None) -> tuple[Array, Array | None]:
+        """And what is left for the network to see of z."""
+        if from_noise:
+            return bridge.sigma(start) / bridge.sigma(end) * x_T, z
+        a, b, c = bridge.coeffs(start)
+        return (a + b) * x_T + c * z, None
+
+    def told(
+        params: Params, x_t: Array, t: Array, x_T: Any = None, cond: Any = None, z: Any = None, **more: Any
+    ) -> Any:
         t = jnp.broadcast_to(jnp.asarray(t, x_t.dtype), x_t.shape[:1])
-        at_end = t >= end
-        scale = jnp.where(at_end, shrink, jnp.ones_like(shrink))
-        return denoise(params, expand(scale, x_t) * x_t, jnp.where(at_end, start, t), *others, **more)
+        at_end, (state, z) = t >= end, first_state(x_t, z)
+        x_t, t = jnp.where(expand(at_end, x_t), state, x_t), jnp.where(at_end, start, t)
+        return denoise(params, x_t, t, x_T, cond, z, **more)
 
     return told

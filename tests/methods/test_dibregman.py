@@ -350,7 +350,7 @@ def test_microbatches_change_nothing(own):
             on_features(net, *head, own),
             auxiliary_updates=1,
             divergence=power(0.5),
-            student_denoise=told_earlier(net, bridge, 0.7),
+            student_denoise=told_earlier(net, bridge, 0.7, True),
             accumulate=accumulate,
         )
         start = jax.tree.map(lambda v: v + 0.05, phi)
