@@ -24,6 +24,8 @@ from ibmd_jax.train.evaluate import evaluate
 from ibmd_jax.train.job import load_student
 
 CUT = "no gradient through x_t (VSD, DMD)"
+EARLIER = {"t_start": 0.9, "noise_channels": 0}
+CALM = {"learning_rate": 3e-4, "b1": 0.9}
 VARIANTS: dict[str, dict[str, Any]] = {
     "as in quality.md, L = 4": {},
     "L = 1": {"auxiliary_updates": 1},
@@ -34,15 +36,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one channel of noise": {"noise_channels": 1},
     "lambda = 1": {"student_weight": "one"},
     "lambda = 10^(2 (1 - t))": {"student_weight": "ten_to_2"},  # quality.md's for I2SB
-    "z in x_t, t = 0.9": {"t_start": 0.9, "noise_channels": 0},
-    "z in x_t, t = 0.9; lambda = 1": {"t_start": 0.9, "noise_channels": 0, "student_weight": "one"},
-    "z in x_t, t = 0.95; lambda = 1": {"t_start": 0.95, "noise_channels": 0, "student_weight": "one"},
-    "z in x_t, t = 0.9; lambda = 10^(2 (1 - t))": {"t_start": 0.9, "noise_channels": 0, "student_weight": "ten_to_2"},
-    "z in x_t, t = 0.9; lambda = 1; normalised": {
-        "t_start": 0.9,
-        "noise_channels": 0,
+    "z in x_t at t = 0.9": {**EARLIER},
+    "z in x_t at t = 0.9, lambda = 1": {**EARLIER, "student_weight": "one"},
+    "auxiliary with b1 = 0.9, 3e-4": {"auxiliary_optimizer": CALM},
+    "auxiliary with b1 = 0.9, 3e-4; lambda = 1": {"auxiliary_optimizer": CALM, "student_weight": "one"},
+    "auxiliary with b1 = 0.9, 3e-4; z in x_t at t = 0.9, lambda = 1": {
+        **EARLIER,
+        "auxiliary_optimizer": CALM,
         "student_weight": "one",
-        "normalise": True,
+    },
+    "both with b1 = 0.9, 1e-4 and 3e-4; z in x_t at t = 0.9, lambda = 1": {
+        **EARLIER,
+        "auxiliary_optimizer": CALM,
+        "student_optimizer": {"learning_rate": 1e-4, "b1": 0.9},
+        "student_weight": "one",
     },
     "half the learning rates": {
         "student_optimizer": {"learning_rate": 1e-4},
