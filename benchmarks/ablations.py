@@ -24,38 +24,47 @@ from ibmd_jax.train.evaluate import evaluate
 from ibmd_jax.train.job import load_student
 
 CUT = "no gradient through x_t (VSD, DMD)"
+RESTLESS_STUDENT = {"student_optimizer": {"learning_rate": 2e-4, "b1": 0.0}}
+RESTLESS = {**RESTLESS_STUDENT, "auxiliary_optimizer": {"learning_rate": 1e-3, "b1": 0.0}}
+CALM = {
+    "student_optimizer": {"learning_rate": 1e-4, "b1": 0.9},
+    "auxiliary_optimizer": {"learning_rate": 3e-4, "b1": 0.9},
+}
 EARLIER = {"t_start": 0.9, "noise_channels": 0}
-CALM = {"learning_rate": 3e-4, "b1": 0.9}
+CHANNELS = {"t_start": 0.0, "noise_channels": 3}
+AUTHORS = {"student_weight": "native_ten_to_1", "auxiliary_weight": "native"}  # for DDBM's teachers
+# quality.md's students of I2SB's teachers have restless optimisers, further channels and lambda = 10^(2 (1 - t)), those
+# of DDBM's calm ones, z in x_t and lambda = 1.
 VARIANTS: dict[str, dict[str, Any]] = {
     "as in quality.md, L = 4": {},
     "L = 1": {"auxiliary_updates": 1},
     "L = 5": {"auxiliary_updates": 5},
     "L = 10": {"auxiliary_updates": 10},
     CUT: {},
-    "no noise input": {"noise_channels": 0},
-    "one channel of noise": {"noise_channels": 1},
+    "no noise input": {**CHANNELS, "noise_channels": 0},
+    "one channel of noise": {**CHANNELS, "noise_channels": 1},
+    "calm optimisers": CALM,
+    "z in x_t at t = 0.9": EARLIER,
+    "calm optimisers, z in x_t at t = 0.9": {**CALM, **EARLIER},
+    "restless student": RESTLESS_STUDENT,
+    "restless student, z in further channels": {**RESTLESS_STUDENT, **CHANNELS},
+    "both restless": RESTLESS,
+    "both restless, z in further channels": {**RESTLESS, **CHANNELS},
+    "both restless, z in further channels, lambda = 10^(2 (1 - t))": {
+        **RESTLESS,
+        **CHANNELS,
+        "student_weight": "ten_to_2",
+    },
+    "both restless, z in further channels, the authors' lambda": {**RESTLESS, **CHANNELS, **AUTHORS},
+    "both restless, z in further channels, the authors' lambda, L = 10": {
+        **RESTLESS,
+        **CHANNELS,
+        **AUTHORS,
+        "auxiliary_updates": 10,
+    },
+    "the authors' lambda": AUTHORS,
     "lambda = 1": {"student_weight": "one"},
-    "lambda = 10^(2 (1 - t))": {"student_weight": "ten_to_2"},  # quality.md's for I2SB
-    "z in x_t at t = 0.9": {**EARLIER},
-    "z in x_t at t = 0.9, lambda = 1": {**EARLIER, "student_weight": "one"},
-    "auxiliary with b1 = 0.9, 3e-4": {"auxiliary_optimizer": CALM},
-    "auxiliary with b1 = 0.9, 3e-4; lambda = 1": {"auxiliary_optimizer": CALM, "student_weight": "one"},
-    "auxiliary with b1 = 0.9, 3e-4; z in x_t at t = 0.9, lambda = 1": {
-        **EARLIER,
-        "auxiliary_optimizer": CALM,
-        "student_weight": "one",
-    },
-    "both with b1 = 0.9, 1e-4 and 3e-4; z in x_t at t = 0.9, lambda = 1": {
-        **EARLIER,
-        "auxiliary_optimizer": CALM,
-        "student_optimizer": {"learning_rate": 1e-4, "b1": 0.9},
-        "student_weight": "one",
-    },
-    "half the learning rates": {
-        "student_optimizer": {"learning_rate": 1e-4},
-        "auxiliary_optimizer": {"learning_rate": 5e-4},
-    },
-    "b1 = 0.9": {"student_optimizer": {"b1": 0.9}, "auxiliary_optimizer": {"b1": 0.9}},
+    "lambda = 10^(2 (1 - t))": {"student_weight": "ten_to_2"},
     "batch of 64": {"batch_size": 64},
     "800 iterations": {"steps": 800},
     "normalised by the teacher's error": {"normalise": True},
@@ -104,8 +113,9 @@ def markdown(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """results: "task teacher, seed n" -> variant -> row."""
     lines = [
         "# What parts of IBMD do\n",
-        "One-step students of one teacher, each with one setting changed; the rest, and the teacher's rows, are in",
-        "[quality.md](quality.md). Diversity: root mean square deviation over z.",
+        "One-step students of one teacher, with these settings changed; the rest, and the teacher's rows, are in",
+        "[quality.md](quality.md). Diversity: root mean square deviation over z. Calm optimisers: Adam with b1 = 0.9,",
+        "rates of 1e-4 (student) and 3e-4 (auxiliary network); restless ones: b1 = 0, 2e-4 and 1e-3.",
         "Made by `python -m benchmarks.ablations`.",
     ]
     for title, rows in results.items():

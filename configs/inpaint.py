@@ -115,7 +115,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "normalise": False,  # by the teacher's error, as SiD
                 "real_data": (1.0, 1.0),  # RealUID's alpha and beta; below 1 clean images take part
                 "noise_channels": 0,  # x_T is noisy inside the hole already
-                "t_start": 0.0,  # for students of pure noise: see configs/generate.py
+                "t_start": 0.0,  # what the first evaluation is told, 0: T; above 0 z enters in x_t, without channels
                 "ema_decay": 0.99,
                 "t_min": 1e-3,
                 "time_sampler": "stratified",

@@ -18,6 +18,7 @@ from ibmd_jax.methods import ibmd
 from ibmd_jax.methods.base import WEIGHTS, in_turn, ten_to
 from ibmd_jax.methods.ibmd import by_t, generate, state_on_path, student_terms
 from ibmd_jax.methods.teacher import bridge_matching_loss
+from ibmd_jax.networks.generator import told_earlier
 
 COUPLINGS = {"1-D": gaussian.ONE_D, "2-D": gaussian.TWO_D}
 BRIDGE = I2SB()
@@ -74,7 +75,17 @@ def test_recovers_slope_and_variance_of_a_gaussian_coupling(name, weight):
     assert_recovered(train(method(coupling, ema_decay=0.99, **settings), coupling)[0], coupling)
 
 
+def from_state(params, x_t, t, x_T, cond, z):
+    """M x_T + R z, where z stands in the bridge from x_T to itself."""
+    a, b, c = BRIDGE.coeffs(t[:, None])
+    return x_T @ params["M"].T + (x_t - (a + b) * x_T) / c @ params["R"].T
+
+
 VARIANTS = {
+    "told earlier": {
+        "make_denoise": gaussian.make_conditional_denoise,
+        "student_denoise": told_earlier(from_state, BRIDGE, 0.9, from_noise=False),
+    },
     "conditional": {"make_denoise": gaussian.make_conditional_denoise},
     "divided by the teacher's error": {"normalise": True},
     "pre-trained auxiliary": {"pretraining": 100},
