@@ -3,10 +3,11 @@
     python -m benchmarks.quality --runs runs/quality                      all of it
     python -m benchmarks.quality --runs runs/quality --seeds 0 --tasks jpeg-5 --teachers i2sb
 
-A cell is a task, a kind of teacher and a seed of all that is trained from this teacher; the teacher itself is trained
-once. On 2 CPU cores, with JAX_NUM_CPU_DEVICES=2, a teacher takes 14 minutes, and 4 to be measured, a cell 25. All is under --runs, where a
-stopped run goes on; what is finished is not done again. After each cell benchmarks/results/quality.{json,md,png} are
-written from all in --runs; the cells of quality.json that are not there stay as they are.
+A cell is a task, a kind of teacher and a seed of all that is trained from this teacher; the teacher itself is trained and
+measured once. On 2 CPU cores, with JAX_NUM_CPU_DEVICES=2, a teacher takes 18 minutes, a cell 25. All is under --runs,
+where a stopped run goes on; what is finished is not done again. After each cell
+benchmarks/results/quality.{json,md,png} are written from all in --runs; the cells of quality.json that are not there
+stay as they are.
 """
 
 import argparse
@@ -185,7 +186,7 @@ def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "32 pixels; the embedded emoji, 398 held-out images, or the 10,000 of Fashion-MNIST (fashion-). FID, KID:",
         "on the bundled features of either; they compare with no other table. Teachers: 2000 steps of 64, one for all",
         "seeds; from each its students, 400 iterations of 32 with L = 4, and regression, 600 steps of 64. DDBM's",
-        "students have lambda = 1, z in x_t and calm optimisers, of which [ablations.md](ablations.md) tells. Teachers'",
+        "students have lambda = 1, z in x_t and calm optimisers: see [ablations.md](ablations.md). Teachers'",
         "rows have the better of ancestral sampling and DBIM, which is made for teachers that see x_T: DDBM's,",
         "not I2SB's. Diversity: root mean square deviation over z. Images/s compare within a cell, roughly: the",
         "machine had other work. Made by `python -m benchmarks.quality` (after",
