@@ -3,9 +3,9 @@
     python -m benchmarks.quality --runs runs/quality                      all of it
     python -m benchmarks.quality --runs runs/quality --seeds 0 --tasks jpeg-5 --teachers i2sb
 
-A cell is a task, a kind of teacher and a seed of all that is trained from this teacher; the teacher itself is trained and
-measured once. On 2 CPU cores, with JAX_NUM_CPU_DEVICES=2, a teacher takes 18 minutes, a cell 25. All is under --runs,
-where a stopped run goes on; what is finished is not done again. After each cell
+A cell is a task, a kind of teacher and a seed of all that is trained from this teacher; the teacher itself is trained
+and measured once. On 2 CPU cores, with JAX_NUM_CPU_DEVICES=2, a teacher takes 18 minutes, a cell 25. All is under
+--runs, where a stopped run goes on; what is finished is not done again. After each cell
 benchmarks/results/quality.{json,md,png} are written from all in --runs; the cells of quality.json that are not there
 stay as they are.
 """
