@@ -162,7 +162,10 @@ def repeat(body: Callable[..., tuple[Any, Any]], carry: Any, inputs: Any) -> tup
     """
 
     def unrolled(carry: Any, inputs: Any) -> tuple[Any, Any]:
-        return jax.lax.scan(body, carry, inputs, unroll=True)
+        if len(jax.tree.leaves(inputs)[0]) > 1:
+            return jax.lax.scan(body, carry, inputs, unroll=True)
+        carry, out = body(carry, jax.tree.map(lambda x: x[0], inputs))  # of one step, scan makes a loop all the same
+        return carry, jax.tree.map(lambda x: jnp.asarray(x)[None], out)
 
     def loop(carry: Any, inputs: Any) -> tuple[Any, Any]:
         return jax.lax.scan(body, carry, inputs)

@@ -351,13 +351,15 @@ def test_the_generator_is_the_denoiser_at_T(bridge):
 def test_the_auxiliary_loop_is_written_out_on_cpu_only(platform):
     coupling = gaussian.ONE_D
     denoise = gaussian.make_denoise(BRIDGE, coupling.S)
-    calls = {}
-    for L in (2, 6):
+    calls, loops = {}, {}
+    for L in (1, 2, 6):
         m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), auxiliary_updates=L, noise_channels=1)
         batch = Batch(gaussian.draw_x_T(coupling, jax.random.key(9), 8 * m.batches))
         traced = jax.jit(m.step).trace(initial_state(m, coupling), coupling.params, batch, jax.random.key(0))
-        calls[L] = traced.lower(lowering_platforms=(platform,)).as_text().count("call @")
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        calls[L], loops[L] = text.count("call @"), text.count("stablehlo.while")
     assert calls[6] - calls[2] == (4 if platform == "cpu" else 0)
+    assert len(set(loops.values())) == 1  # a single update is none either
 
 
 @pytest.mark.parametrize(("accumulate", "loops"), [(1, 1), (2, 3)])
