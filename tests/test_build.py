@@ -20,6 +20,7 @@ from ibmd_jax.build.model import _bridge
 from ibmd_jax.convert.__main__ import main as convert
 from ibmd_jax.core.arrays import from_uint8
 from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.types import Batch
 from ibmd_jax.corruptions import corruption
 from ibmd_jax.data.emoji import name_embeddings, rows_of
 from ibmd_jax.train.checkpoint import load_params
@@ -243,6 +244,19 @@ def test_a_student_without_noise_is_warned_of(caplog, corruption, channels, told
     config.data.corruption, config.distill.noise_channels = corruption, channels
     build_model(config)
     assert ("gives one x_0 for an x_T" in caplog.text) == told
+
+
+@pytest.mark.parametrize("t_start", [0.0, 0.9])
+def test_a_student_that_is_told_earlier_draws_from_many_answers_without_channels(caplog, t_start):
+    config = quicktest()
+    config.data.corruption, config.network.conditional, config.distill.t_start = "sr4x-pool", True, t_start
+    model = build_model(config)
+    assert ("gives one x_0 for an x_T" in caplog.text) == (t_start == 0)
+    params = jax.jit(model.init_params)(jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    sample, batch = jax.jit(model.distill.sample), Batch(jnp.zeros((1, 32, 32, 3)))
+    first, second = (sample(params, jax.random.key(i), batch) for i in (1, 2))
+    assert bool((first != second).any()) == (t_start > 0)
 
 
 @pytest.mark.parametrize(
