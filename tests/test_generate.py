@@ -238,9 +238,11 @@ def test_noise_belongs_to_bridges_that_start_from_it():
     config.distill.update(t_start=0.5, noise_channels=1)
     with pytest.raises(UserError, match=r"noise_channels and .t_start are both set"):
         build(config)
-    config.distill.noise_channels, config.bridge = 0, {"name": "i2sb", "ot_ode": True}
-    with pytest.raises(UserError, match=r"t_start = 0.5: .* has no noise at that time"):
-        build(config)
+    config.distill.noise_channels = 0
+    for start, bridge in ((1.0, {"name": "i2sb"}), (0.5, {"name": "i2sb", "ot_ode": True})):
+        config.distill.t_start, config.bridge = start, bridge
+        with pytest.raises(UserError, match=rf"t_start = {start}: .* has no noise at that time"):
+            build(config)
 
 
 @pytest.mark.parametrize(("bridge", "std"), [("diffusion_cosine", 1.0), ("edm", 80.0)])

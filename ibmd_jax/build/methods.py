@@ -177,7 +177,7 @@ def _start(c: dict[str, Any], parts: Parts) -> dict[str, Any]:
             f"config.distill.t_start = {start}: the second step of this student is told {second:g}: it must be later"
         )
     if not from_noise:
-        if parts.bridge.deterministic:
+        if parts.bridge.deterministic or start == T:
             raise UserError(f"config.distill.t_start = {start}: {parts.bridge} has no noise at that time: set 0.0")
         if d["noise_channels"]:
             raise UserError(
