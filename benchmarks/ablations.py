@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "calm optimisers": CALM,
     "z in x_t at t = 0.9": EARLIER,
     "calm optimisers, z in x_t at t = 0.9": {**CALM, **EARLIER},
+    "calm optimisers, z in x_t at t = 0.9, lambda = 1": {**CALM, **EARLIER, "student_weight": "one"},
     "restless student": RESTLESS_STUDENT,
     "restless student, z in further channels": {**RESTLESS_STUDENT, **CHANNELS},
     "both restless": RESTLESS,

@@ -70,10 +70,10 @@ class Info(NamedTuple):
 
     loss = teacher_term - auxiliary_term, unless `normalise` or real_data scale it; auxiliary_loss is the mean over the
     L updates. At the auxiliary's minimum the loss is not negative: where it stays so, the auxiliary, too noisy or too
-    slow, is worse than the teacher on the student's own images, and the student's gradient leads nowhere. The
-    identities are E[x_0_hat (x_0_hat - x_0)] of the teacher and of the auxiliary network: 0 for the posterior mean of
-    the student's own x_0, so the second is near 0 while the auxiliary keeps up, the first when the student has
-    converged (not so with real_data: the networks then learn of clean images, too).
+    slow, is worse than the teacher on the student's own images (what came of that: methods/README.md). The identities
+    are E[x_0_hat (x_0_hat - x_0)] of the teacher and of the auxiliary network: 0 for the posterior mean of the
+    student's own x_0, so the second is near 0 while the auxiliary keeps up, the first when the student has converged
+    (not so with real_data: the networks then learn of clean images, too).
     """
 
     loss: Array
