@@ -213,7 +213,8 @@ def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
 
 
 def number(values: list[float]) -> str:
-    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+    """Mean ± standard deviation; a teacher is measured once, for all seeds, and has none."""
+    return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(set(values)) > 1 else "")
 
 
 def main() -> None:
