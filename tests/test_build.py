@@ -141,6 +141,13 @@ def test_clean_images_stay_with_what_reads_them(real_data, reads):
     assert next(job.batches("teacher")(0)).x_0 is not None
 
 
+def test_T_may_be_a_number_that_float32_rounds():
+    config = quicktest()
+    config.bridge, config.parametrisation = {"name": "ddbm_ve", "sigma_max": 37.3}, {"name": "ddbm"}
+    config.evaluate.sampler = {"name": "dbim"}
+    build_model(config)
+
+
 def test_ot_ode_makes_a_bridge_deterministic():
     assert _bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
     assert _bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()

@@ -172,15 +172,17 @@ def test_student_and_auxiliary_start_where_they_are_told(teachers, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.auxiliary, teacher)
 
 
-def test_teachers_that_see_other_inputs_are_refused(teachers, tmp_path):
+@pytest.mark.parametrize(("field", "value"), [("conditional", True), ("classes", 10), ("embedding", 8)])
+@pytest.mark.parametrize("combine", ["by_label", "mean"])
+def test_teachers_that_see_other_inputs_are_refused(teachers, tmp_path, field, value, combine):
     shutil.copytree(teachers[1], tmp_path / "other")
     file = tmp_path / "other" / "meta" / "metadata"
     meta = json.loads(file.read_text())
-    meta["model"]["network"]["conditional"] = True
+    meta["model"]["network"][field] = value
     file.write_text(json.dumps(meta))
     config = tiny({"name": "mixture", "corruptions": TASKS})
-    config.teacher.update(checkpoint=f"{teachers[0]},{tmp_path}/other", combine="by_label")
-    with pytest.raises(UserError, match=r"one network sees x_T \(network.conditional\), the other does not"):
+    config.teacher.update(checkpoint=f"{teachers[0]},{tmp_path}/other", combine=combine)
+    with pytest.raises(UserError, match=rf"network.{field} is {value} of .*/other and (0|False) of .*one input"):
         build(config)
 
 

@@ -92,10 +92,12 @@ def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
             raise UserError(f"{folder} does not say its {min(missing)}, which one of several teachers has to")
         if model["bridge"] != models[0]["bridge"]:
             raise UserError(f"the bridge of {folder} is {model['bridge']}, that of {folders[0]} {models[0]['bridge']}")
-        if model["network"].get("conditional") != models[0]["network"].get("conditional"):
-            raise UserError(
-                f"of {folder} and {folders[0]} one network sees x_T (network.conditional), the other does not"
-            )
+        for field in ("conditional", *Conditioning._fields):
+            one, other = (m["network"].get(field) or 0 for m in (model, models[0]))
+            if one != other:
+                raise UserError(
+                    f"network.{field} is {one} of {folder} and {other} of {folders[0]}: several teachers get one input"
+                )
     network = dict(models[0]["network"])
     if c["teacher"]["combine"] == "by_label":
         for folder, model in zip(folders, models, strict=True):
@@ -286,5 +288,5 @@ def _check_numbers(bridge: Bridge, parametrisation: Callable[..., Any], sampling
         f"its result is not finite with {bridge} and this time grid: leave out time_grid, or take another sampler",
     )
     booted = sampling.sample.func is not SAMPLERS["heun"].sample
-    if booted and float(sampling.grid(3, bridge.T)[0]) != bridge.T:
+    if booted and sampling.grid(3, bridge.T)[0] != jnp.float32(bridge.T):
         raise UserError("config.evaluate.sampler: its time grid must start at T; the grid ddbm is for the sampler heun")

@@ -52,7 +52,8 @@ def ema_update(average: Params, params: Params, step: Array, decay: float) -> Pa
 def fingerprint(tree: Params) -> list[int]:
     """One 32-bit checksum a leaf, from the bits of its values and their positions.
 
-    Two equal trees have equal fingerprints on any number of devices; a flipped bit or two swapped values change them.
+    Two equal trees have equal fingerprints on any number of devices; any one changed value changes them, and of changes
+    to several nearly all.
     """
     return examine(tree)[0]
 

@@ -1,7 +1,7 @@
 """What all samplers share: one compiled loop over a time grid.
 
 A sampler is (denoise, bridge, key, x_T, times, ...) -> x_0. `denoise` has its parameters bound:
-denoise(x_t, t, x_T, cond[, z]) -> x_0_hat. `times` descends, [steps + 1]; the last step adds no noise.
+denoise(x_t, t, x_T, cond[, z]) -> x_0_hat. `times` descends, [steps + 1]; the last step adds no noise (but heun's).
 Every sampler also takes, by keyword:
 
     mask        [B, H, W, 1] bool, True where x_T is unknown: outside it every x_0_hat and the result are x_T

@@ -75,7 +75,8 @@ def dbim(
 ) -> Any:
     """Restores x_T [B, ...] with len(times) - 1 network evaluations; times[0] = T.
 
-    Args: eta: from 0, deterministic after the booting noise, to 1, ancestral. See samplers/base.py for the others.
+    Args: eta: from 0, deterministic after the booting noise, to 1, ancestral; on a bridge without noise these are the
+        same. See samplers/base.py for the others.
     Raises: ValueError for another eta.
     """
     if not 0 <= eta <= 1:
@@ -129,7 +130,9 @@ def dbim_high_order(
 
         # The estimate at T is of no use where x_T alone made it, or where lambda_T is infinite.
         skip = boots(bridge, i.s) | ~jnp.isfinite(lam(i.s))
-        return (x_t, D_0, D_1, i.s, t_1, jnp.where(skip, 0, known + 1)), D_0
+        new = (x_t, D_0, D_1, i.s, t_1, jnp.where(skip, 0, known + 1))
+        stays = lam(i.t) == lam(i.s)  # two times of one index in a table: the next difference would be 0/0
+        return jax.tree.map(lambda old, x: jnp.where(stays, old, x), carry, new), D_0
 
     zero = jnp.zeros_like(x_T)
     start = (zero, zero, times[0], times[0], jnp.zeros((), jnp.int32))

@@ -43,7 +43,7 @@ def probability_flow(
 
         def corrected() -> Array:
             h = jnp.log(b_t / n_t) - jnp.log(b_s / n_s)
-            weight = jnp.where(jnp.isfinite(h), (jnp.exp(-h) + h - 1) / h, 1)
+            weight = jnp.where(jnp.isfinite(h), (jnp.exp(-h) + h - 1) / jnp.where(h == 0, 1, h), 1)
             return x_t + expand(b_t * weight, x_t) * (D(x_t, i.t) - D_s)
 
         return (jax.lax.cond(boots(bridge, i.s) | (i.t <= 0), lambda: x_t, corrected),), D_s

@@ -354,6 +354,19 @@ def test_one_step_is_the_denoiser_at_T_with_noise():
     assert np.signbit(np.asarray(once)[~np.broadcast_to(MASK, X_T.shape)]).all()
 
 
+@pytest.mark.parametrize("name", ["probability_flow", "dbim", "dbim_high_order"])
+def test_a_step_within_one_index_of_a_table_changes_nothing(name):
+    def D(x, t, x_T, cond):
+        return jnp.tanh(x + 0.3 * x_T)
+
+    times = uniform_grid(6)
+    near = times[2] - 1e-5, times[2] - 2e-5
+    repeated = jnp.concatenate([times[:3], jnp.stack(near), times[3:]])
+    sample = SAMPLERS[name].sample
+    plain = sample(D, I2SBTable(), KEY, X_T, times)  # the little noise that the table has at T is another draw's
+    np.testing.assert_allclose(sample(D, I2SBTable(), KEY, X_T, repeated), plain, rtol=0, atol=3e-4)
+
+
 @pytest.mark.parametrize("bridge", [I2SB(), Flow(), diffusion.Linear()], ids=repr)
 def test_few_steps(bridge):
     """One step is G itself; more alternate G and a draw of x_t from x_s."""
