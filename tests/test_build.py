@@ -378,7 +378,7 @@ def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):
     assert (names, len(batch.x_T)) == (["0", "2"], 2)
     assert "skipped" in caplog.text
 
-    config.data.fit = "resize-crop"
+    config.data.update(fit="resize-crop", corruption="jpeg-5")
     ((_, plain),) = build_data(config).inputs(given, False)[1]
     config.data.corruption = {"name": "mixture", "corruptions": ["inpaint-center", "noise"]}
     with config.unlocked():
@@ -386,6 +386,20 @@ def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):
     ((_, batch),) = build_data(config).inputs(given, True)[1]
     np.testing.assert_array_equal(batch.x_T, plain.x_T)  # no second corruption on top of the user's
     assert batch.mask is None
+
+
+@pytest.mark.parametrize("corruption", ["sr4x-pool", {"name": "sr-bicubic"}])
+@pytest.mark.parametrize("fit", ["resize-crop", "pad"])
+def test_super_resolution_takes_small_images_and_enlarged_ones(tmp_path, corruption, fit):
+    small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    large = small.repeat(4, axis=0).repeat(4, axis=1)
+    for name, image in (("small", small), ("large", large)):
+        Image.fromarray(image).save(tmp_path / f"{name}.png")
+    config = quicktest()
+    config.data.update(corruption=corruption, fit=fit)
+    ((_, batch),) = build_data(config).inputs(str(tmp_path), False)[1]
+    for x_T in batch.x_T:
+        np.testing.assert_array_equal(x_T, from_uint8(large))
 
 
 def test_the_names_of_the_emoji_reach_a_network_with_an_embedding():

@@ -186,6 +186,15 @@ def test_teachers_that_see_other_inputs_are_refused(teachers, tmp_path, field, v
         build(config)
 
 
+def test_a_teacher_that_cannot_be_read_at_the_moment_is_not_trained_again(teachers, monkeypatch):
+    def stale(*args, **kwargs):
+        raise OSError(116, "Stale file handle")
+
+    monkeypatch.setattr("orbax.checkpoint.CompositeCheckpointHandler.restore", stale)
+    with pytest.raises(UserError, match=r"cannot read .*teacher/export now .*Stale"):
+        run(build(tiny(TASKS[0])), teachers[0].parents[1], "teacher")
+
+
 def test_what_does_not_fit_is_named(teachers):
     def refused(message, combine="by_label", **changes):
         config = tiny({"name": "mixture", "corruptions": TASKS})

@@ -14,7 +14,7 @@ import numpy as np
 from ibmd_jax.core.arrays import from_uint8
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array, Batch, Conditioning
-from ibmd_jax.corruptions import Corrupted, corruption, label_count
+from ibmd_jax.corruptions import Corrupted, corruption, label_count, reduction
 from ibmd_jax.data import open_source
 from ibmd_jax.data.folder import TO_SKIP, check_stems, fit_named, images_in
 from ibmd_jax.data.pipeline import ahead, check_example, check_labels, examples, make_corrupt
@@ -90,7 +90,11 @@ def data_of(
         fitting = options._replace(fit="crop") if options.fit == "random-crop" else options
         if not corrupts:  # the images are x_T as the source has it
             fitting = fitting._replace(filter=options.filter_T or options.filter)
-        return _inputs(folder, fitting, corrupt("input") if makes_hole else None, c["evaluate"]["batch_size"])
+        factor = reduction(data["corruption"]) if corrupts else 1
+        if factor > 1:  # small images; of those that were enlarged before, the means are what they were
+            fitting = fitting._replace(size=options.size // factor, fit="resize-crop", filter="box")
+        cut = corrupt("input") if makes_hole else None
+        return _inputs(folder, fitting, factor, cut, c["evaluate"]["batch_size"])
 
     return Data(
         train,
@@ -137,11 +141,13 @@ def _test_batch(
 
 
 def _inputs(
-    folder: str, options: Options, cut: Callable[[Example, Array], Batch] | None, size: int
+    folder: str, options: Options, factor: int, cut: Callable[[Example, Array], Batch] | None, size: int
 ) -> tuple[int, Iterator[tuple[list[str], Batch]]]:
     """How many images a folder has, and batches of at most `size` of them as x_T, with their names.
 
-    Args: cut: the corruption where it makes a hole; the images are then whole, and get one.
+    Args:
+        factor: how often each pixel is repeated, along both sides.
+        cut: the corruption where it makes a hole; the images are then whole, and get one.
     Raises: UserError without a folder, without images, or for two images that differ in their suffix alone; and, when
         it comes to it, for an unreadable one, if options.on_error is not "skip".
     """
@@ -165,6 +171,7 @@ def _inputs(
             if not found:
                 continue
             numbers, images = np.asarray(list(found)), np.stack(list(found.values()))
+            images = images.repeat(factor, axis=1).repeat(factor, axis=2)
             batch = jax.tree.map(np.asarray, cut({"x_0": images}, numbers)) if cut else Batch(from_uint8(images))
             yield [names[i] for i in found], batch
 

@@ -53,6 +53,13 @@ def label_count(spec: str | Mapping[str, Any]) -> int:
     return len(function.keywords.get("corruptions", I2SB_TASKS)) if function.func is named_mixture else 0
 
 
+def reduction(spec: str | Mapping[str, Any]) -> int:
+    """How many times smaller super-resolution takes an image to be than it is shown; 1 of every other corruption."""
+    function = corruption(spec)
+    reduces = function.func in (sr_pool, sr_bicubic)
+    return inspect.signature(function).parameters["factor"].default if reduces else 1
+
+
 CORRUPTIONS: dict[str, Callable[..., Corrupted]] = {
     "inpaint-center": inpaint_center,
     "inpaint-freeform": inpaint_freeform,

@@ -1,5 +1,6 @@
 """Arrays in a file: npz:FILE with x_0 and/or x_T [N, H, W, C] uint8, and optionally integers label [N], text [N, D]."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -39,13 +40,18 @@ class Arrays:
         return from_array(value, self.options, self.options.filter_T if name == "x_T" else "")
 
 
+@functools.lru_cache(maxsize=1)
+def _read_file(path: Path, changed: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """A file's arrays of KINDS, held in memory once for both splits, and the names of all. changed: its time stamp."""
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in KINDS if name in file}, list(file)
+
+
 def npz(where: str, split: str, options: Options) -> Arrays:
     """Every 20th row is held out. Raises: UserError for a missing or foreign file, or arrays that are no examples."""
     path = Path(where).expanduser()
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in KINDS if name in file}
-            names = list(file)
+        arrays, names = _read_file(path, path.stat().st_mtime_ns)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
     except Exception as error:

@@ -64,10 +64,13 @@ def _images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """All image files of a folder and its subfolders, by name. Raises: UserError if there are none."""
+    """All image files of a folder and its subfolders, by name. Raises: UserError if there are none, or one is closed."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
-    found = sorted(_images(folder))
+    try:
+        found = sorted(_images(folder))
+    except OSError as error:  # a subfolder of another user's, or a link to itself
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; it is in the folder {folder}") from error
     if not found:
         raise UserError(f"the folder {folder} holds no images (of {', '.join(sorted(SUFFIXES))})")
     return found

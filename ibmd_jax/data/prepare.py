@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.data.tfds import data_dir
+from ibmd_jax.data.tfds import open_builder
 
 
 def prepare(name: str, files: Path, repacked: bool = False) -> Path:
@@ -23,21 +23,16 @@ def prepare(name: str, files: Path, repacked: bool = False) -> Path:
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.checksums import compute_url_info
 
-    import ibmd_jax.data.builders  # noqa: F401  registers ours
-
     if not files.is_dir():
         raise UserError(f"there is no folder {files}")
-    try:
-        builder = tfds.builder(name, data_dir=data_dir(), file_format="array_record")
-    except (tfds.core.registered.DatasetNotFoundError, ValueError) as error:
-        raise UserError(f"dataset {name}: {str(error).splitlines()[0]}") from error
+    builder = open_builder(name)
     if builder.data_path.exists():
         return Path(builder.data_path)
     missing = []
     for url, expected in (builder.url_infos or {}).items():
-        file = files / (expected.filename or "")
+        file = files / (expected.filename or url.rpartition("/")[2])
         if not file.is_file():
-            missing.append(expected.filename)
+            missing.append(file.name)
         elif (found := compute_url_info(file)) != expected:
             if not repacked:
                 raise UserError(

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +13,25 @@ from ibmd_jax.data.source import Example, Options
 FEATURES = {"x_0": ("x_0", "image"), "x_T": ("x_T",), "label": ("label",)}
 
 
-def data_dir() -> str | None:
-    """Where prepared datasets lie: $TFDS_DATA_DIR as it is now, or None for the library's default."""
-    return os.environ.get("TFDS_DATA_DIR")
+def open_builder(name: str) -> Any:
+    """The library's builder of a dataset, prepared or not, in $TFDS_DATA_DIR as it is now, or the library's default.
+
+    Raises: UserError if it is unknown, or was prepared in another format.
+    """
+    import tensorflow_datasets as library
+
+    import ibmd_jax.data.builders  # noqa: F401  registers ours
+
+    try:
+        return library.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record")
+    except (library.core.registered.DatasetNotFoundError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        if "format is already set" in reason:
+            reason = (
+                "it was prepared in another format than ArrayRecord, which random access needs: set TFDS_DATA_DIR to "
+                "another folder, and prepare it there with python -m ibmd_jax.data.prepare"
+            )
+        raise UserError(f"dataset {name}: {reason}") from error
 
 
 def tfds(where: str, split: str, options: Options) -> Files:
@@ -24,12 +41,7 @@ def tfds(where: str, split: str, options: Options) -> Files:
     """
     import tensorflow_datasets as library
 
-    import ibmd_jax.data.builders  # noqa: F401  registers ours
-
-    try:
-        builder = library.builder(where, data_dir=data_dir(), file_format="array_record")
-    except (library.core.registered.DatasetNotFoundError, ValueError) as error:
-        raise UserError(f"tfds:{where}: {str(error).splitlines()[0]}") from error
+    builder = open_builder(where)
     command = f"python -m ibmd_jax.data.prepare {where} --from FOLDER_OF_THE_ORIGINAL_FILES"
     if not builder.data_path.exists():
         raise UserError(f"the dataset {where} is not prepared in {builder.data_path}: run {command}")

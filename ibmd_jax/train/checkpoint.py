@@ -26,6 +26,10 @@ class Unreadable(Exception):
     """A checkpoint is missing a part, truncated or corrupt."""
 
 
+class NotNow(UserError):
+    """A checkpoint could not be read for a reason that may pass, such as a file server's."""
+
+
 def shapes(tree: Params) -> dict[str, list[int]]:
     """Name -> shape of every leaf, e.g. {"student/conv_in/kernel": [3, 3, 12, 32]}."""
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -57,7 +61,7 @@ def _read(path: Path, abstract: Params) -> tuple[Params, Meta]:
 
 
 def _part(path: Path, name: str, args: Any) -> Any:
-    """One item of a checkpoint. What may be over soon is no fault of the checkpoint's: a UserError.
+    """One item of a checkpoint. What may be over soon is no fault of the checkpoint's: NotNow.
 
     Each process reads its own part of the arrays; then all agree. Hence a handler alone: ocp.Checkpointer adds a
     barrier, in which a process that cannot read would leave the others.
@@ -76,7 +80,7 @@ def _part(path: Path, name: str, args: Any) -> Any:
         handler.close()
     outcome = highest(outcome)
     if outcome == LATER:
-        raise UserError(f"cannot read {path} now ({reason}): nothing was changed, start again")
+        raise NotNow(f"cannot read {path} now ({reason}): nothing was changed, start again")
     if outcome == BAD:
         raise Unreadable(reason)
     return item

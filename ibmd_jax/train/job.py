@@ -31,7 +31,7 @@ from ibmd_jax.core.streams import step_key, stream
 from ibmd_jax.core.types import Array, Batch, Params
 from ibmd_jax.methods.base import Method
 from ibmd_jax.networks.generator import with_new_inputs
-from ibmd_jax.train.checkpoint import check_params, load_params
+from ibmd_jax.train.checkpoint import NotNow, check_params, load_params
 from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
@@ -125,11 +125,13 @@ def _hash(meta: dict[str, Any]) -> str:
 
 
 def _finished(job: Job, folder: Path, steps: int, noise_channels: int = 0) -> tuple[Params, dict[str, Any]] | None:
-    """A stage's exported parameters and metadata, or None if the stage has to run (again)."""
+    """A stage's exported parameters and metadata, or None if the stage has to run (again). Raises: NotNow."""
     if highest(not (folder / "export").is_dir()):
         return None
     try:
         params, meta = load_params(folder / "export", _abstract(job, noise_channels))
+    except NotNow:  # to train again would replace a good export
+        raise
     except UserError as error:
         log.warning("%s", error)
         return None

@@ -225,7 +225,12 @@ def fit(
                     if received:
                         raise Stopped(stage, step, received[0], checkpoints.wait())
                 trace.at(step - first)
-                batch = next(stream)
+                try:
+                    batch = next(stream)
+                except Exception:  # an image that cannot be read; several processes would have to save together
+                    if step > first and jax.process_count() == 1:
+                        save(step, bar)
+                    raise
                 # A step waits for nothing from the host; the mesh is what methods.base.gathered asks for.
                 with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
                     state, info = update(state, frozen, batch, jax.device_put(np.uint32(step), replicated))

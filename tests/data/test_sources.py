@@ -13,6 +13,7 @@ from pathlib import Path
 import config_files
 import numpy as np
 import pytest
+import tensorflow_datasets
 from PIL import Image
 
 from ibmd_jax.build import build
@@ -24,6 +25,7 @@ from ibmd_jax.data.images import fit_image, read_image
 from ibmd_jax.data.pipeline import check_example, check_labels, examples
 from ibmd_jax.data.prepare import main as prepare
 from ibmd_jax.data.source import Options, split_indices
+from ibmd_jax.data.tfds import open_builder
 from ibmd_jax.train.job import run
 
 RNG = np.random.default_rng(0)
@@ -275,6 +277,9 @@ def test_wrong_places_and_options_are_named(tmp_path):
     refused("foldr:x", "unknown data source 'foldr'.*Did you mean 'folder'")
     refused("folder", "names nothing after folder: write folder:PLACE")
     refused("folder:/nowhere", "there is no folder /nowhere")
+    (tmp_path / "empty" / "itself").symlink_to("itself")
+    refused(f"folder:{tmp_path}/empty", "cannot read .*empty/itself: Too many levels.*; it is in the folder .*empty")
+    (tmp_path / "empty" / "itself").unlink()
     refused(f"folder:{tmp_path}/empty", "empty holds no images")
     refused("paired:a,b,c", "give one folder, or two")
     refused(f"npz:{tmp_path}/none.npz", "there is no file .*none.npz")
@@ -291,6 +296,15 @@ def test_wrong_places_and_options_are_named(tmp_path):
     refused(f"paired:{tmp_path}/train", "random-crop is for single images", fit="random-crop")
     with pytest.raises(UserError, match="has a folder train, but none of test, val, validation"):
         open_source(f"folder:{tmp_path}", "test", Options(16))
+
+
+def test_arrays_are_in_memory_once_until_their_file_changes(tmp_path):
+    for value in (1, 2):
+        np.savez(tmp_path / "x.npz", x_0=np.full((3, 16, 16, 3), value, np.uint8))
+        os.utime(tmp_path / "x.npz", ns=(value, value))
+        train, test = (open_source(f"npz:{tmp_path}/x.npz", split, Options(16)) for split in ("train", "test"))
+        assert train.arrays["x_0"] is test.arrays["x_0"]
+        assert (train[0]["x_0"] == value).all()
 
 
 @pytest.mark.parametrize(
@@ -459,7 +473,22 @@ def pix2pix(root):
 
 def test_an_unprepared_dataset_says_how_to_prepare_it(datasets):
     refused("tfds:edges2handbags", "is not prepared in .*: run python -m ibmd_jax.data.prepare edges2handbags --from")
-    refused("tfds:no_such_set", "tfds:no_such_set: .*not found")
+    refused("tfds:no_such_set", "dataset no_such_set: .*not found")
+
+
+def test_a_dataset_of_another_format_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    pix2pix(tmp_path / "e2h")
+    open_builder("edges2handbags")  # registers ours
+    builder = tensorflow_datasets.builder("edges2handbags", data_dir=tmp_path, file_format="tfrecord")
+    config = tensorflow_datasets.download.DownloadConfig(manual_dir=str(tmp_path / "e2h"))
+    builder.download_and_prepare(download_config=config)
+    refused("tfds:edges2handbags", "in another format than ArrayRecord.*: set TFDS_DATA_DIR to another folder")
+
+
+def test_archives_without_a_name_of_their_own_are_looked_for_under_the_last_part_of_their_url(tmp_path, capsys):
+    assert prepare(["imagenet2012", "--from", str(tmp_path)]) == 2
+    assert "lacks ILSVRC2012_img_" in capsys.readouterr().err
 
 
 def test_edges2handbags_from_its_original_files(datasets, tmp_path, capsys):

@@ -331,6 +331,17 @@ def test_a_checkpoint_that_cannot_be_read_at_the_moment_stays_where_it_is(tmp_pa
     np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
 
 
+def test_an_image_that_cannot_be_read_costs_no_step(tmp_path, uninterrupted):
+    def broken(step):
+        yield from itertools.islice(batches(step), 6)
+        raise UserError("cannot read the image a.png")
+
+    with pytest.raises(UserError, match=r"a\.png"):
+        run(tmp_path, data=broken)
+    assert saved(tmp_path) == [4, 6]
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+
+
 def test_another_shape_is_named_with_both_shapes(tmp_path):
     run(tmp_path, steps=4)
     with pytest.raises(UserError, match=r"w is \(3,\) in the checkpoint and \(5,\) in the configured network"):
