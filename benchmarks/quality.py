@@ -44,7 +44,6 @@ class Task(NamedTuple):
 
 
 FASHION = {"source": "tfds:fashion_mnist", "channels": 1, "fit": "pad"}
-GREY = {"channels": (48, 96), "patch": 4, "attention": (1,)}  # that of configs/generate.py, some four times faster
 TASKS: dict[str, Task] = {
     "sr4x": Task({"corruption": "sr4x-pool"}),
     "jpeg-5": Task({"corruption": "jpeg-5"}),
@@ -81,8 +80,6 @@ def base_config(task: str, teacher: str, seed: int) -> ml_collections.ConfigDict
     config.distill.noise_channels = 0 if TASKS[task].noisy else config.data.channels
     with config.unlocked():
         config.network.out_channels = config.data.channels
-    if TASKS[task].features == "fashion":
-        config.network.update(GREY)
     config.schedule.update(save_every=200, picture_every=1000, keep=1)
     if teacher == "ddbm":
         batch = next(build_data(config).batches("teacher", 3000)(0))

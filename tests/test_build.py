@@ -16,7 +16,7 @@ from PIL import Image
 from ibmd_jax.bridges import BRIDGES, DDBMVP, OtOde
 from ibmd_jax.build import build, build_data, build_model
 from ibmd_jax.build.methods import _weight
-from ibmd_jax.build.model import _bridge
+from ibmd_jax.build.model import make_bridge
 from ibmd_jax.convert.__main__ import main as convert
 from ibmd_jax.core.arrays import from_uint8
 from ibmd_jax.core.errors import UserError
@@ -149,8 +149,8 @@ def test_T_may_be_a_number_that_float32_rounds():
 
 
 def test_ot_ode_makes_a_bridge_deterministic():
-    assert _bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
-    assert _bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()
+    assert make_bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
+    assert make_bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()
 
 
 @pytest.mark.parametrize(

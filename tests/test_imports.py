@@ -24,7 +24,7 @@ ALLOWED = {
     "bridges": CORE,
     "samplers": BRIDGES,
     "methods": METHODS,
-    "convert": CORE | {"networks", "train"},
+    "convert": CORE | {"networks", "train", "build"},
     "train": METHODS | {"metrics", "networks"},
     "build": METHODS | LEAVES | {"train"},
     "main": CORE | {"build", "train"},

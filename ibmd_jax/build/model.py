@@ -134,11 +134,11 @@ def _denoiser(
 def model_of(c: dict[str, Any]) -> Model:
     """Builds and checks the model of a plain configuration, after `with_given_model`."""
     check_ranges(c)
-    bridge = _bridge(c["bridge"])
+    bridge = make_bridge(c["bridge"])
     _check_noise(c["data"]["corruption"], bridge)
     if is_noise(c["data"]["corruption"]) and c["network"].get("conditional"):
         raise UserError("config.network.conditional: x_T is noise that has nothing to do with x_0: set it to False")
-    parametrisation = _parametrisation(c["parametrisation"])
+    parametrisation = make_parametrisation(c["parametrisation"])
     image_shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
     denoise, init_params, conditioning, dropout = _denoiser(c["network"], parametrisation, bridge, image_shape)
     sampling = sampling_of(c["evaluate"]["sampler"], bridge)
@@ -157,7 +157,7 @@ def model_of(c: dict[str, Any]) -> Model:
         raise UserError(f"config.network: its output is {made.shape[1:]} for images of {image_shape}: set out_channels")
 
     given = [
-        _denoiser(model["network"], _parametrisation(model["parametrisation"]), bridge, image_shape)
+        _denoiser(model["network"], make_parametrisation(model["parametrisation"]), bridge, image_shape)
         for model in c["teacher"].get("models", [])
     ]
     combined, native = _combined(c, given), native_weight(parametrisation)
@@ -215,7 +215,7 @@ def conditioning_of(module: Any) -> Conditioning:
     return found
 
 
-def _bridge(settings: dict[str, Any]) -> Bridge:
+def make_bridge(settings: dict[str, Any]) -> Bridge:
     """The bridge that is named, or its deterministic version where ot_ode is set."""
     settings = dict(settings)
     ot_ode = settings.pop("ot_ode", False)
@@ -255,7 +255,7 @@ def _check_sees_x_T(c: dict[str, Any], bridge: Bridge) -> None:
         )
 
 
-def _parametrisation(settings: dict[str, Any]) -> Callable[..., Any]:
+def make_parametrisation(settings: dict[str, Any]) -> Callable[..., Any]:
     settings = dict(settings)
     function = lookup(PARAMETRISATIONS, settings.pop("name"), "parametrisation")
     check_names("parametrisation", list(inspect.signature(function).parameters)[2:], settings)

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ibmd_jax.build.model import make_bridge, make_parametrisation
 from ibmd_jax.convert.names import convert, to_torch
 from ibmd_jax.convert.published import PROCESSES, recognise
-from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.errors import UserError, named
 from ibmd_jax.networks.adm import ADM
 from ibmd_jax.train.checkpoint import export_params, load_params, read_meta
 
@@ -38,33 +39,36 @@ def shapes_of(network: dict[str, Any], channels: int) -> dict[str, tuple[int, ..
     return {name: leaf.shape for name, leaf in flatten_dict(tree, sep="/").items()}
 
 
-def to_teacher(
-    source: Path, folder: Path, kind: str, head_channels: int, attention: str = "", x_T: bool = False
-) -> None:
+def to_teacher(file: Path, folder: Path, process: dict[str, str], **known: Any) -> None:
     """A PyTorch checkpoint into a teacher's folder, and one beside it for the weights that an average was made of.
 
+    Args: process: bridge and parametrisation, if not what the checkpoint suggests. known: arguments of `recognise`.
     Raises: UserError, with nothing written unless a disk is full.
     """
     beside = folder.parent / f"{folder.name}-raw"  # with_name would not take ".", which exists
     for place in (folder, beside):
         if place.exists():
             raise UserError(f"{place} exists: choose another folder, or remove it")
-    found = recognise(source, kind, head_channels, x_T)
-    network = found.model["network"]
-    if attention:
-        network["legacy_attention"] = attention == "legacy"
+    chosen = {section: _section(section, text) for section, text in process.items() if text}
+    found = recognise(file, **known)
+    model = {**found.model, **chosen}
+    network = model["network"]
     expected = shapes_of(network, found.state["input_blocks.0.0.weight"].shape[1])
     params = convert(found.state, expected)
     order = "legacy, [head][q, k, v]" if network["legacy_attention"] else "new, [q, k, v][head]"
-    print(f"source           {found.source}: {', '.join([source.name, *found.notes])}")
+    print(f"source           {found.source}: {', '.join([file.name, *found.notes])}")
     for section in ("network", "bridge", "parametrisation"):
-        print(f"{section:16} {' '.join(f'{k}={v}' for k, v in found.model[section].items())}")
+        assumed = section != "network" and section not in chosen and found.source not in ("i2sb", "ibmd_jax")
+        print(
+            f"{section:16} {' '.join(f'{k}={v}' for k, v in model[section].items())}"
+            + f" (not in the file: --{section})" * assumed
+        )
     print(
         f"attention order  {order}; heads of {network['head_channels']} channels"
         + (" (not in the file: --attention, --head_channels)" if found.source != "ibmd_jax" else "")
     )
     print(f"parameters       {sum(map(math.prod, expected.values())):,}")
-    meta = {"stage": "teacher", "step": 0, "model": found.model}
+    meta = {"stage": "teacher", "step": 0, "model": model}
     export_params(folder, unflatten_dict(params, sep="/"), meta)
     use = "start" if found.source == "adm" else "checkpoint"
     print(f"wrote            {folder}: use it by config.teacher.{use}")
@@ -72,6 +76,14 @@ def to_teacher(
     if found.raw is not None:
         export_params(beside, unflatten_dict(convert(found.raw, expected), sep="/"), meta)
         print(f"wrote            {beside}: without averaging; the authors' auxiliary_start, in config.distill")
+
+
+def _section(section: str, text: str) -> dict[str, Any]:
+    """A bridge or parametrisation as --config has it. Raises: UserError for an unknown one, or a wrong setting."""
+    name, settings = named(text, f"--{section}")
+    settings = {"name": name, **settings}
+    {"bridge": make_bridge, "parametrisation": make_parametrisation}[section](settings)
+    return settings
 
 
 def to_pytorch(source: Path, file: Path) -> None:
@@ -96,24 +108,29 @@ def to_pytorch(source: Path, file: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("ibmd_jax.convert", None, __doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("source", type=Path, help="a PyTorch checkpoint, or the folder of an export")
+    parser.add_argument("file", type=Path, help="a PyTorch checkpoint, or the folder of an export")
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new file that ends in .safetensors")
-    parser.add_argument(
-        "--source", dest="kind", choices=sorted(PROCESSES), default="", help="who wrote a bare state_dict"
-    )
-    parser.add_argument("--head_channels", type=int, default=64, help="width of the attention heads (default 64)")
+    parser.add_argument("--source", choices=sorted(PROCESSES), default="", help="who wrote a bare state_dict")
+    parser.add_argument("--head_channels", type=int, help="width of the attention heads, if not 64")
     parser.add_argument(
         "--attention", choices=["legacy", "new"], default="", help="channel order of qkv, if not the usual"
     )
     parser.add_argument(
         "--x_T", action="store_true", help="add input channels for x_T to an ADM that a DDBM or DBIM is to start from"
     )
+    for section, example in (("bridge", "'name': 'ddbm_ve', 'sigma_max': 20"), ("parametrisation", "'name': 'eps'")):
+        parser.add_argument(f"--{section}", default="", help=f'of the training, if not the usual: "{{{example}}}"')
     args = parser.parse_args(argv)
+    known = {name: getattr(args, name) for name in ("source", "head_channels", "attention", "x_T")}
+    process = {section: getattr(args, section) for section in ("bridge", "parametrisation")}
     try:
         if args.to.suffix == ".safetensors":
-            to_pytorch(args.source, args.to)
+            for name, value in {**known, **process}.items():
+                if value:
+                    raise UserError(f"--{name} is for checkpoints that become teachers, not for --to {args.to}")
+            to_pytorch(args.file, args.to)
         else:
-            to_teacher(args.source, args.to, args.kind, args.head_channels, args.attention, args.x_T)
+            to_teacher(args.file, args.to, process, **known)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

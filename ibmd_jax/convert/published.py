@@ -112,10 +112,17 @@ def _i2sb(found: dict[str, Any], path: Path, head_channels: int) -> Checkpoint:
         options = options if isinstance(options, dict) else vars(options)
         bridge = {"name": "i2sb_table", "beta_max": float(options["beta_max"]), "steps": int(options["interval"])}
         conditional, ot_ode = bool(options["cond_x1"]), bool(options["ot_ode"])
+        times = float(options.get("t0", 1e-4)), float(options.get("T", 1.0))
     except KeyError as error:
         raise UserError(f"{options_file} lacks the option {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{options_file} does not hold the options of I2SB ({error})") from error
+    if times != (1e-4, 1.0):
+        raise UserError(f"{options_file}: t0, T = {times}: what the network is told of t would differ from (1e-4, 1)")
+    if options.get("add_x1_noise"):
+        if conditional:
+            raise UserError(f"{options_file}: with add_x1_noise and cond_x1 it sees x_T without noise: no teacher does")
+        notes.append("its x_T had noise of deviation 1 added (add_x1_noise): so must that of your data")
     model = {
         "network": {**network_settings(state, head_channels), "legacy_attention": True, "conditional": conditional},
         "bridge": {**bridge, "ot_ode": ot_ode},
@@ -147,16 +154,19 @@ PROCESSES: dict[str, dict[str, Any]] = {
 }
 
 
-def recognise(path: str | Path, source: str = "", head_channels: int = 64, x_T: bool = False) -> Checkpoint:
+def recognise(
+    path: str | Path, source: str = "", head_channels: int | None = None, attention: str = "", x_T: bool = False
+) -> Checkpoint:
     """Reads a checkpoint file, or I2SB's folder with latest.pt.
 
     Args:
         source: ddbm, dbim or adm, to overrule what the shapes of a bare state_dict suggest.
-        head_channels: width of the attention heads.
+        head_channels: width of the attention heads, if not 64.
+        attention: "legacy" or "new", the channel order of qkv, to overrule what its source suggests.
         x_T: whether to give a network of three input channels three more, for x_T.
-    Raises: UserError.
+    Raises: UserError, also for an argument that the checkpoint leaves no use for.
     """
-    path, ours = Path(path), {}
+    path, ours, given = Path(path), {}, {"source": source, "x_T": x_T}
     path = path / "latest.pt" if path.is_dir() else path
     if path.suffix == ".safetensors":
         from safetensors import safe_open  # its reader maps the file, too
@@ -172,7 +182,8 @@ def recognise(path: str | Path, source: str = "", head_channels: int = 64, x_T: 
     if isinstance(found, dict) and "net" not in found and any(k.startswith("diffusion_model.") for k in found):
         found = {"net": found}  # I2SB's network without the rest of latest.pt
     if isinstance(found, dict) and "net" in found:
-        return _i2sb(found, path, head_channels)
+        _check_unused(path, "is I2SB's", given)
+        return _with_attention(_i2sb(found, path, 64 if head_channels is None else head_channels), attention)
     state = {_plain(name): value for name, value in _tensors(found, path).items()}
     for name in ("input_blocks.0.0.weight", "out.2.weight"):
         if name not in state:
@@ -181,6 +192,7 @@ def recognise(path: str | Path, source: str = "", head_channels: int = 64, x_T: 
         network = ours["network"]
         if state["input_blocks.0.0.weight"].shape[1] != network["out_channels"] * (1 + network["conditional"]):
             raise UserError(f"{path} is a student with noise input, and no teacher has one: use its export")
+        _check_unused(path, "says all about itself", given | {"head_channels": head_channels, "attention": attention})
         return Checkpoint("ibmd_jax", state, ours, [])
     source = source or _kind(state)
     process = lookup(PROCESSES, source, "source")
@@ -188,12 +200,28 @@ def recognise(path: str | Path, source: str = "", head_channels: int = 64, x_T: 
     if state["out.2.weight"].shape[0] == 6:
         state = {k: v[:3] if k.startswith("out.2.") else v for k, v in state.items()}
         notes.append("kept the first three of six outputs (the others are ADM's variances)")
-    if x_T and state["input_blocks.0.0.weight"].shape[1] == 3:
+    if x_T and state["input_blocks.0.0.weight"].shape[1] != 3:
+        _check_unused(path, "has input channels for x_T", {"x_T": x_T})
+    if x_T:
         state = _with_x_T(state)
         notes.append("added input channels for x_T, copies of those for x_t")
     network = {
-        **network_settings(state, head_channels),
+        **network_settings(state, 64 if head_channels is None else head_channels),
         "legacy_attention": source != "ddbm",
         "conditional": state["input_blocks.0.0.weight"].shape[1] == 6,
     }
-    return Checkpoint(source, state, {"network": network, **process}, notes)
+    return _with_attention(Checkpoint(source, state, {"network": network, **process}, notes), attention)
+
+
+def _with_attention(found: Checkpoint, attention: str) -> Checkpoint:
+    network = found.model["network"]
+    if attention:
+        network = {**network, "legacy_attention": attention == "legacy"}
+    return found._replace(model={**found.model, "network": network})
+
+
+def _check_unused(path: Path, what: str, given: dict[str, Any]) -> None:
+    """Raises UserError if one of these arguments was given."""
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{path} {what}, so that --{name} would do nothing: leave it out")

@@ -89,7 +89,11 @@ ALLOWED: dict[tuple[str, str], Any] = {
     ("torch", "Size"): tuple,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("argparse", "Namespace"): argparse.Namespace,
-    **{("pathlib", name): _path for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")},
+    **{
+        (module, name): _path
+        for module in ("pathlib", "pathlib._local")  # the second is Python 3.13's
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    },
     **{("torch", name): _Kind(dtype) for name, dtype in STORAGES.items()},
 }
 
@@ -173,7 +177,8 @@ def load_torch(path: str | Path) -> Any:
             magic = file.read(4)
         if magic != b"PK\x03\x04":
             raise ValueError(
-                "it is not a zip. A file of PyTorch before 1.6 becomes one by torch.save(torch.load(FILE), NEW_FILE)"
+                "it is not a zip. A file of PyTorch before 1.6 becomes one by "
+                "torch.save(torch.load(FILE, weights_only=True), NEW_FILE)"
             )
         with zipfile.ZipFile(path) as archive:
             pickles = [n for n in archive.namelist() if n.endswith("/data.pkl") and n.count("/") == 1]

@@ -64,7 +64,7 @@ def _images(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
 
 
 def images_in(folder: Path) -> list[Path]:
-    """All image files of a folder and its subfolders, by name. Raises: UserError if there are none, or one is closed."""
+    """All image files of a folder and its subfolders, by name. Raises: UserError if none, or one unreadable."""
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}")
     try:

@@ -163,7 +163,7 @@ def test_there_and_back_is_bit_identical(tmp_path, capsys):
     model = {"network": {**NETWORK, "legacy_attention": True, "conditional": True}, **process}
     export_params(tmp_path / "ours", nested, {"step": 3, "model": model})
     assert main([str(tmp_path / "ours"), "--to", str(first)]) == 0  # into a new folder
-    assert main([str(first), "--to", str(second), "--head_channels", "16"]) == 0
+    assert main([str(first), "--to", str(second)]) == 0
     same(loaded(second)[0], params)
     assert read_meta(second)["model"] == model  # not what its shapes suggest, DDBM
     unconditional = {**model, "network": {**model["network"], "conditional": False}}
@@ -302,6 +302,8 @@ def test_heads_that_do_not_divide_the_network_are_refused(tmp_path, capsys, widt
         ({**OPTIONS, "beta_max": None}, "options.pkl does not hold the options of I2SB"),
         ({k: v for k, v in OPTIONS.items() if k != "interval"}, "options.pkl lacks the option 'interval'"),
         (["beta_max"], "options.pkl does not hold the options of I2SB"),
+        ({**OPTIONS, "T": 2.0}, "options.pkl: t0, T = (0.0001, 2.0)"),
+        ({**OPTIONS, "cond_x1": True, "add_x1_noise": True}, "it sees x_T without noise: no teacher does"),
     ],
 )
 def test_options_that_are_not_those_of_i2sb_are_named(tmp_path, capsys, options, message):
@@ -309,6 +311,50 @@ def test_options_that_are_not_those_of_i2sb_are_named(tmp_path, capsys, options,
     (tmp_path / "run" / "options.pkl").write_bytes(pickle.dumps(options))
     assert main([str(source), "--to", str(tmp_path / "out"), "--head_channels", "16"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_what_the_file_does_not_say_is_marked_and_can_be_given(tmp_path, capsys):
+    command = [str(GOLDEN / "ddbm_tiny.pt"), "--head_channels", "16", "--to"]
+    assert main([*command, str(tmp_path / "usual")]) == 0
+    printed = capsys.readouterr().out
+    assert "name=ddbm_vp beta_d=2.0 beta_min=0.1 (not in the file: --bridge)" in printed
+    assert "name=ddbm (not in the file: --parametrisation)" in printed
+    bridge, parametrisation = {"name": "ddbm_ve", "sigma_max": 20.0}, {"name": "ddbm", "sigma_0": 0.3}
+    given = ["--bridge", str(bridge), "--parametrisation", str(parametrisation)]
+    assert main([*command, str(tmp_path / "other"), *given]) == 0
+    assert "not in the file: --bridge" not in capsys.readouterr().out
+    model = read_meta(tmp_path / "other")["model"]
+    assert (model["bridge"], model["parametrisation"]) == (bridge, parametrisation)
+    assert model["network"] == read_meta(tmp_path / "usual")["model"]["network"]
+    for wrong, message in (("ddbm", "unknown bridge 'ddbm'"), ("{'name': 'ddbm_ve', 'beta': 1}", "no field 'beta'")):
+        assert main([*command, str(tmp_path / "no"), "--bridge", wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_option_that_would_do_nothing_is_refused(tmp_path, capsys):
+    run = str(i2sb_run(tmp_path / "run", weights(), weights(), add_x1_noise=True))
+    assert main([run, "--to", str(tmp_path / "t"), "--head_channels", "16"]) == 0
+    assert "its x_T had noise of deviation 1 added" in capsys.readouterr().out
+    file = str(tmp_path / "s.safetensors")
+    assert main([str(tmp_path / "t"), "--to", file]) == 0
+    for source, to, option, reason in (
+        (run, "a", ["--x_T"], "is I2SB's, so that --x_T would do nothing"),
+        (run, "a", ["--source", "adm"], "is I2SB's, so that --source would do nothing"),
+        (file, "a", ["--head_channels", "16"], "says all about itself, so that --head_channels"),
+        (file, "a", ["--attention", "new"], "says all about itself, so that --attention"),
+        (str(GOLDEN / "ddbm_tiny.pt"), "a", ["--x_T"], "has input channels for x_T, so that --x_T"),
+        (str(tmp_path / "t"), "b.safetensors", ["--x_T"], "--x_T is for checkpoints that become teachers"),
+        (str(tmp_path / "t"), "b.safetensors", ["--bridge", "flow"], "--bridge is for checkpoints that become"),
+    ):
+        assert main([source, "--to", str(tmp_path / to), *option]) == 2
+        assert reason in capsys.readouterr().err
+        assert not (tmp_path / to).exists()
+
+
+def test_paths_of_python_3_13_are_read(tmp_path):
+    text = b"cpathlib._local\nPosixPath\n(S'results'\ntR."
+    (tmp_path / "options.pkl").write_bytes(text)
+    assert load_pickle(tmp_path / "options.pkl") == pathlib.PurePosixPath("results")
 
 
 def test_a_network_without_its_last_layer_is_refused(tmp_path, capsys):
