@@ -92,9 +92,36 @@ def test_a_second_run_trains_nothing_and_sample_restores_a_folder(environment, w
         inside = image != value
         assert image.shape == (32, 32, 3)
         assert inside.any((0, 2)).sum() == 16  # the hole in the middle was filled, the rest left as it was
-    code, out = run(environment, LIGHT, f"--workdir={folder}", f"--input={images}")
+    for flag in (f"--input={images}", f"--output={tmp_path}", "--steps=1", "--draws=2"):
+        code, out = run(environment, LIGHT, f"--workdir={folder}", flag)
+        assert code == 2
+        assert f"{flag} is for --mode=sample" in out
+
+
+def test_a_student_restores_without_its_configuration_file(environment, whole, tmp_path):
+    """In the steps that are asked for, as often, and into another folder."""
+    folder, _ = whole
+    images, before = tmp_path / "images", {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    images.mkdir()
+    for value in (40, 200):
+        Image.new("RGB", (32, 32), (value,) * 3).save(images / f"{value}.png")
+    command = ["--mode=sample", f"--workdir={folder}", f"--input={images}", f"--output={tmp_path}/out"]
+    code, out = run(environment, *command, "--steps=1", "--draws=3")
+    assert code == 0, out
+    assert f"Wrote 6 restored images to {tmp_path}/out." in out
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+    made = {p.name: np.asarray(Image.open(p)) for p in (tmp_path / "out").iterdir()}
+    assert made.keys() == {f"{value}_{i}.png" for value in (40, 200) for i in range(3)}
+    assert len({image.tobytes() for image in made.values()}) == 6
+    code, out = run(environment, *command, "--steps=3")
     assert code == 2
-    assert f"--input={images} is for --mode=sample" in out
+    assert "--steps=3: this student takes " in out
+    code, out = run(environment, "--mode=sample", f"--workdir={tmp_path}/out")
+    assert code == 2
+    assert "out has no config.json: set --workdir to the folder of a run" in out
+    code, out = run(environment, "--mode=sample")
+    assert code == 2
+    assert "give --config=FILE" in out
 
 
 def wait_for(process, path, seconds=200):

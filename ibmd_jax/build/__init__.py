@@ -29,13 +29,19 @@ def build(config: ml_collections.ConfigDict, trained: Path | None = None) -> Job
     Args: trained: a workdir whose student is to restore given images, which takes neither its data nor its teacher.
     Raises: UserError for whatever is unknown, missing or wrong.
     """
-    found = read_config(trained) if trained else None
-    if trained and not found:
-        raise UserError(f"{trained} has no config.json: set --workdir to a run with a finished student, which restores")
+    found = config_of(trained).to_dict() if trained else None
     with naming_fields():
         c = with_given_model(json.loads(config.to_json_best_effort()), found)
         files = (found or {}).get("data", {}).get("files", "")
         return _job(c, model_of(c), files, opened=not trained)
+
+
+def config_of(folder: Path) -> ml_collections.ConfigDict:
+    """The configuration that a workdir belongs to. Raises: UserError if it has none."""
+    found = read_config(folder)
+    if found is None:
+        raise UserError(f"{folder} has no config.json: set --workdir to the folder of a run")
+    return ml_collections.ConfigDict(found)
 
 
 def build_model(config: ml_collections.ConfigDict) -> Model:

@@ -12,7 +12,7 @@ def parse(argv: list[str]) -> list[str]:
     """
     try:
         rest = flags.FLAGS(argv)
-        _ = flags.FLAGS.config.name  # a file that could not be loaded answers here
+        _ = flags.FLAGS.config and flags.FLAGS.config.name  # a file that could not be loaded answers here
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         text = str(error)
         if isinstance(error, AttributeError | KeyError):  # ml_collections quotes its message once more

@@ -26,7 +26,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ibmd_jax.core.arrays import to_uint8
-from ibmd_jax.core.errors import UserError, lookup
+from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.streams import step_key, stream
 from ibmd_jax.core.types import Array, Batch, Params
 from ibmd_jax.methods.base import Method
@@ -43,6 +43,16 @@ from ibmd_jax.train.workdir import check_workdir
 log = logging.getLogger(__name__)
 
 
+class Restoring(NamedTuple):
+    """What --mode=sample is asked for. input: a folder of images; "": the test images. output: a folder; "": samples/
+    in the workdir. steps: of the student; 0 for as many as it can take. draws: restorations of each image."""
+
+    input: str = ""
+    output: str = ""
+    steps: int = 0
+    draws: int = 1
+
+
 class Job(NamedTuple):
     """All that a run is made of; build/ makes it from a configuration.
 
@@ -51,7 +61,7 @@ class Job(NamedTuple):
     teacher_steps: NFE -> sampling steps of the teacher's rows in the table; student_steps: of the student's, one NFE a
     step. generates: x_T is noise, which has nothing to do with x_0. test(): the test images, made once.
     clean: whether batches have x_0; a teacher's training and the evaluation need it.
-    features: for FID and KID, or None. input: the folder that `sample` restores; "": the test images.
+    features: for FID and KID, or None.
     """
 
     config: dict[str, Any]
@@ -70,7 +80,7 @@ class Job(NamedTuple):
     features: Callable[[Array], Array] | None
     schedule: Schedule
     batches: Callable[[str], Callable[[int], Iterator[Batch]]]
-    input: str = ""
+    restoring: Restoring = Restoring()
 
 
 def run(job: Job, folder: Path, mode: str) -> None:
@@ -79,8 +89,14 @@ def run(job: Job, folder: Path, mode: str) -> None:
     Raises: UserError for bad input, before any work; train.loop.Stopped on a signal.
     """
     stages = lookup(MODES, mode, "mode")
-    if job.input and (sample not in stages or job.generates):
-        raise UserError(f"--input={job.input} is for --mode=sample, and for students that restore")
+    asked = job.restoring
+    for name, value in asked._asdict().items():
+        if sample not in stages and value != Restoring._field_defaults[name]:
+            raise UserError(f"--{name}={value} is for --mode=sample")
+    if asked.input and job.generates:
+        raise UserError(f"--input={asked.input} is for students that restore: this one makes images of noise")
+    if asked.steps and asked.steps not in job.student_steps:
+        raise UserError(f"--steps={asked.steps}: this student takes {' or '.join(map(str, job.student_steps))}")
     trains = train_teacher in stages and not job.config["teacher"]["checkpoint"]
     if not job.clean and (trains or evaluate_both in stages):
         raise UserError(
@@ -90,7 +106,7 @@ def run(job: Job, folder: Path, mode: str) -> None:
     if distill in stages:
         for given in _folders(_starts(job)):
             check_params(given, _abstract(job))
-    check_workdir(folder, job.config)
+    check_workdir(folder, job.config, written=not asked.output)
     seconds: dict[str, float] = {}
     for stage in stages:
         if stage not in (train_teacher, distill):
@@ -369,29 +385,43 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
 
 
 def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
-    """Restores every test image, or those of job.input, with the student: one PNG each, written batch by batch."""
-    student, _ = load_student(job, folder)
-    restore, key, out = jax.jit(job.distill.sample), _key(job, "sample"), folder / "samples"
-    if job.input:
-        count, batches = job.inputs(job.input)
+    """Restores images with the student, as job.restoring asks: one PNG each, written batch by batch."""
+    (student, _), asked = load_student(job, folder), job.restoring
+    steps = {"steps": asked.steps} if asked.steps else {}
+    restore, key = jax.jit(functools.partial(job.distill.sample, **steps)), _key(job, "sample")
+    out = Path(asked.output).expanduser() if asked.output else folder / "samples"
+    if asked.input:
+        count, batches = job.inputs(asked.input)
     else:
         count, batches = len(job.test().x_T), [([f"{i:05d}" for i in range(len(job.test().x_T))], job.test())]
     size, written, before = job.config["evaluate"]["batch_size"], set(), set(out.rglob("*.png"))
     parts = (
-        (names[i * size : (i + 1) * size], part)
-        for names, batch in batches
-        for i, part in enumerate(split(batch._replace(x_0=None), size))
+        (names[i * size : (i + 1) * size], draw, part)
+        for number, (names, batch) in enumerate(batches)
+        for draw in range(asked.draws)
+        for i, part in enumerate(split(_drawn(job, batch, draw, number)._replace(x_0=None), size))
     )
-    with tqdm(total=count, desc="sample", unit="image", disable=not is_first()) as bar:
-        for number, (names, part) in enumerate(parts):
+    with tqdm(total=count * asked.draws, desc="sample", unit="image", disable=not is_first()) as bar:
+        for number, (names, draw, part) in enumerate(parts):
             images = to_uint8(to_host(restore(student, step_key(key, "part", number), part)))
-            for name, image in zip(names, images, strict=False):  # beyond the last name, a part is filled up
+            files = [out / (f"{name}_{draw}.png" if asked.draws > 1 else f"{name}.png") for name in names]
+            for file, image in zip(files, images, strict=False):  # beyond the last name, a part is filled up
                 if is_first():
-                    _write_image(out / f"{name}.png", image)
-            written |= {out / f"{name}.png" for name in names}
+                    _write_image(file, image)
+            written |= {*files}
             bar.update(len(names))
     others = len(before - written)
     say(f"Wrote {len(written)} restored images to {out}" + (f", where {others} of other runs are." if others else "."))
+
+
+def _drawn(job: Job, batch: Batch, draw: int, number: int) -> Batch:
+    """The `number`-th batch with new noise in x_T, where that is noise, for each draw after the first."""
+    another = draw + number * job.restoring.draws
+    if draw and job.generates:
+        std = named(job.config["data"]["corruption"], "corruption")[1].get("std", 1.0)
+        noise = np.random.default_rng(another).standard_normal(batch.x_T.shape, np.float32)
+        return batch._replace(x_T=np.float32(std) * noise)
+    return other_inputs(batch, another, False) if draw else batch
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:

@@ -2,25 +2,32 @@
 
 import json
 import re
+import secrets
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.train.processes import is_first
+from ibmd_jax.train.processes import barrier, highest, is_first
 
 NAME = "config.json"
+PATIENCE = 30  # seconds; a network's file system may show a new file late
 # What does not change the trained parameters, beyond rounding: it may differ between the runs of one workdir.
 FREE_SECTIONS = ("schedule", "evaluate")
 # A run that raises on broken images has met none so far, and may go on by passing them over.
 FREE_FIELDS = ("data.workers", "data.on_error", "network.remat", "teacher.accumulate", "distill.accumulate")
 
 
-def check_workdir(folder: Path, config: dict[str, Any]) -> None:
+def check_workdir(folder: Path, config: dict[str, Any], written: bool = True) -> None:
     """Creates the workdir, or checks that what was trained in it is of this configuration, by its config.json.
 
-    Raises: UserError if it cannot be written, or belongs to another configuration (names the fields).
+    Args: written: whether the run will write to it.
+    Raises: UserError if it cannot be written, belongs to another configuration (names the fields), or is not one folder
+        for all processes.
     """
     if "://" in str(folder) or re.match(r"\w\w+:/", str(folder)):  # Path makes gs:/x of gs://x
         raise UserError(
@@ -28,10 +35,13 @@ def check_workdir(folder: Path, config: dict[str, Any]) -> None:
             "which folders can be renamed) and name its mount point"
         )
     path, before = folder / NAME, read_config(folder)
+    if before and any((folder / stage).exists() for stage in ("teacher", "distill")):
+        _check_same(folder, before, config)
+    if not written:
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if before and any((folder / stage).exists() for stage in ("teacher", "distill")):
-            _check_same(folder, before, config)
+        _check_shared(folder)
         probe = folder / f".writable{jax.process_index()}"
         probe.write_text("")
         probe.unlink()
@@ -43,6 +53,27 @@ def check_workdir(folder: Path, config: dict[str, Any]) -> None:
         raise UserError(
             f"cannot write to the workdir {folder}: {error.strerror}. Free some space, or choose another --workdir"
         ) from error
+
+
+def _check_shared(folder: Path) -> None:
+    """Raises UserError, on all processes, unless all of them see one folder: a checkpoint is written by all."""
+    if jax.process_count() == 1:
+        return
+    token = str(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
+    note = folder / ".shared"
+    if is_first():
+        note.write_text(token)
+    barrier(f"{note} written")
+    end = time.monotonic() + PATIENCE
+    while not (note.exists() and note.read_text() == token) and time.monotonic() < end:
+        time.sleep(0.5)
+    elsewhere = highest(not (note.exists() and note.read_text() == token))
+    if is_first():
+        note.unlink()
+    if elsewhere:
+        raise UserError(
+            f"the workdir {folder.absolute()} is not one folder for all processes: set --workdir to one that is"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any] | None:

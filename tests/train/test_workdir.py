@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ibmd_jax.core.errors import UserError
@@ -68,6 +69,34 @@ def test_the_folder_of_a_bucket_is_refused(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="gs:/bucket/run: it must be a folder; mount"):
         check_workdir(Path("gs://bucket/run"), CONFIG)
     assert not list(tmp_path.iterdir())
+
+
+def test_processes_with_a_folder_each_are_refused(tmp_path, monkeypatch):
+    for name, value in (
+        ("jax.process_count", lambda: 2),
+        ("ibmd_jax.train.workdir.multihost_utils.broadcast_one_to_all", lambda x: np.uint32(5)),
+        ("ibmd_jax.train.workdir.barrier", lambda name: None),
+        ("ibmd_jax.train.workdir.highest", int),
+        ("ibmd_jax.train.workdir.PATIENCE", 0),
+    ):
+        monkeypatch.setattr(name, value)
+    check_workdir(tmp_path, CONFIG)
+    assert not (tmp_path / ".shared").exists()
+    monkeypatch.setattr("ibmd_jax.train.workdir.is_first", lambda: False)
+    for token in (None, "4"):  # that of an earlier run
+        if token:
+            (tmp_path / ".shared").write_text(token)
+        with pytest.raises(UserError, match="is not one folder for all processes"):
+            check_workdir(tmp_path, CONFIG)
+    (tmp_path / ".shared").write_text("5")
+    check_workdir(tmp_path, CONFIG)
+
+
+def test_what_is_only_read_need_not_be_writable(trained, monkeypatch):
+    monkeypatch.setattr("pathlib.Path.write_text", None)
+    check_workdir(trained, CONFIG, written=False)
+    with pytest.raises(UserError, match=r"data\.size was 32, now 64"):
+        check_workdir(trained, changed("data", size=64), written=False)
 
 
 def test_a_restart_needs_no_space(trained, monkeypatch):
