@@ -97,6 +97,8 @@ def test_a_run_on_a_tpu_outlives_its_connection_and_stops_by_its_number(tmp_path
     process = int((tmp_path / "ibmd_jax" / "run.pid").read_text())
     log = tmp_path / "ibmd_jax" / "run.log"
     wait_until(lambda: log.exists() and log.read_text())
+    with pytest.raises(subprocess.CalledProcessError):  # one at a time
+        told("train", "--", "--config=another")
     assert log.read_text() == "-m ibmd_jax.main --config=a b --coordinator=auto\n"
     told("stop")
     wait_until(lambda: not Path(f"/proc/{process}").exists() or "zombie" in Path(f"/proc/{process}/status").read_text())

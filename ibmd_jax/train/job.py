@@ -10,6 +10,7 @@ WORKDIR/config.json              the configuration that owns the folder
         interpolation.png        the student on lines in it (--mode=compare)
 """
 
+import contextlib
 import functools
 import json
 import logging
@@ -38,7 +39,7 @@ from ibmd_jax.train.loop import Schedule, fit
 from ibmd_jax.train.pictures import expendable, save_curves, save_grid
 from ibmd_jax.train.processes import end_on_sigterm, highest, is_first, say, to_host
 from ibmd_jax.train.sharding import abstract_state
-from ibmd_jax.train.workdir import check_workdir
+from ibmd_jax.train.workdir import check_workdir, locked
 
 log = logging.getLogger(__name__)
 
@@ -108,12 +109,13 @@ def run(job: Job, folder: Path, mode: str) -> None:
             check_params(given, _abstract(job))
     check_workdir(folder, job.config, written=not asked.output)
     seconds: dict[str, float] = {}
-    for stage in stages:
-        if stage not in (train_teacher, distill):
-            end_on_sigterm()  # nothing to save
-        begin = time.perf_counter()
-        stage(job, folder, seconds)
-        seconds[stage.__name__] = time.perf_counter() - begin
+    with locked(folder) if {train_teacher, distill} & {*stages} else contextlib.nullcontext():
+        for stage in stages:
+            if stage not in (train_teacher, distill):
+                end_on_sigterm()  # nothing to save
+            begin = time.perf_counter()
+            stage(job, folder, seconds)
+            seconds[stage.__name__] = time.perf_counter() - begin
 
 
 PICTURE_EXAMPLES = 8

@@ -1,9 +1,13 @@
 """Which configuration a workdir belongs to."""
 
+import contextlib
+import fcntl
 import json
+import logging
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ from jax.experimental import multihost_utils
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.train.processes import barrier, highest, is_first
 
+log = logging.getLogger(__name__)
 NAME = "config.json"
 PATIENCE = 30  # seconds; a network's file system may show a new file late
 # What does not change the trained parameters, beyond rounding: it may differ between the runs of one workdir.
@@ -53,6 +58,27 @@ def check_workdir(folder: Path, config: dict[str, Any], written: bool = True) ->
         raise UserError(
             f"cannot write to the workdir {folder}: {error.strerror}. Free some space, or choose another --workdir"
         ) from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """While it lasts, no other run trains in this workdir: each would remove the files that the other is writing.
+
+    The lock ends with the process, however that ends; a file system without locks is none. Raises: UserError.
+    """
+    if not is_first():
+        yield
+        return
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another run is at work in {folder}: wait for its end, or stop it, or set another --workdir"
+            ) from error
+        except OSError as error:
+            log.info("%s cannot be locked (%s): take care that one run alone trains in it", folder, error.strerror)
+        yield
 
 
 def _check_shared(folder: Path) -> None:

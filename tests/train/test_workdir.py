@@ -1,13 +1,15 @@
 """Which runs may share a workdir."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.train.workdir import check_workdir
+from ibmd_jax.train.workdir import check_workdir, locked
 
 CONFIG = {
     "data": {"size": 32, "workers": 0, "on_error": "raise"},
@@ -90,6 +92,23 @@ def test_processes_with_a_folder_each_are_refused(tmp_path, monkeypatch):
             check_workdir(tmp_path, CONFIG)
     (tmp_path / ".shared").write_text("5")
     check_workdir(tmp_path, CONFIG)
+
+
+def test_two_runs_cannot_train_in_one_folder(tmp_path, environment):
+    code = "import sys, time; from pathlib import Path; from ibmd_jax.train.workdir import locked\n"
+    code += "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(100)"
+    with locked(tmp_path):
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert "UserError: another run is at work in " in process.stderr
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"locked\n"
+    with pytest.raises(UserError, match="another run is at work"), locked(tmp_path):
+        pass
+    process.kill()
+    process.communicate()
+    with locked(tmp_path):
+        pass
 
 
 def test_what_is_only_read_need_not_be_writable(trained, monkeypatch):
