@@ -15,7 +15,7 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.networks.generator import told_earlier
 from ibmd_jax.train.compare import cosine, spherical, straight
-from ibmd_jax.train.job import load_student, run
+from ibmd_jax.train.job import Restoring, load_student, run
 
 GENERATE = config_files.load("generate")
 
@@ -79,6 +79,14 @@ def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
     np.testing.assert_allclose(found["same noise"], 1, atol=1e-4)
     assert found["other noise"] < 0.999
     assert {"consistency.png", "interpolation.png", "samples.png"} <= {p.name for p in tmp_path.iterdir()}
+    run(job._replace(restoring=Restoring(draws=2)), tmp_path, "sample")
+    made = {p.name: p.read_bytes() for p in (tmp_path / "samples").iterdir()}
+    assert made.keys() == {f"{i:05d}_{draw}.png" for i in range(16) for draw in (0, 1)}
+    assert len({*made.values()}) == 32  # of new noise, not of another image's
+    (tmp_path / "consistency.png").unlink()
+    (tmp_path / "consistency.png").mkdir()
+    with pytest.raises(UserError, match=f"cannot write to {tmp_path}: Is a directory; the cosines above"):
+        run(job, tmp_path, "compare")
     config.evaluate.sampler.name = "ancestral"
     with pytest.raises(UserError, match="needs images that x_T alone decides"):
         run(build(config), tmp_path, "compare")

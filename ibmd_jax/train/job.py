@@ -466,19 +466,23 @@ def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     ours, theirs = (seen(x) for x in images.values())
     mean, others = seen(job.test().x_0).mean(0), seen(made(slow, other_inputs(job.test(), 1, True)))
     found = {"same noise": cosine(ours, theirs, mean), "other noise": cosine(ours, others, mean)}
+    say("Cosine of the features of student and teacher, from " + ", ".join(f"{k}: {v:.3f}" for k, v in found.items()))
     rows = np.linspace(0, n - 1, PICTURE_EXAMPLES).astype(int)
-    save_grid(folder / "consistency.png", {name: x[rows] for name, x in images.items()})
-
     ends, lines = jax.tree.map(lambda x: x[:PICTURE_EXAMPLES], job.test()), {}
     for name, line in (("straight", straight), ("slerp", spherical)):
         for i in range(INTERPOLATED):
             x_T = line(ends.x_T, other_inputs(ends, 1, True).x_T, i / (INTERPOLATED - 1))
             lines[f"{name} {i}/{INTERPOLATED - 1}"] = fast(key, ends._replace(x_T=x_T))
-    save_grid(folder / "interpolation.png", lines)
-    say("Cosine of the features of student and teacher, from " + ", ".join(f"{k}: {v:.3f}" for k, v in found.items()))
+    try:
+        if is_first():
+            (folder / "consistency.json").write_text(json.dumps({**found, "images": n, "teacher NFE": nfe}, indent=1))
+        save_grid(folder / "consistency.png", {name: x[rows] for name, x in images.items()})
+        save_grid(folder / "interpolation.png", lines)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder}: {error.strerror}; the cosines above are all of its numbers"
+        ) from error
     say(f"Wrote consistency.json, consistency.png and interpolation.png in {folder}.")
-    if is_first():
-        (folder / "consistency.json").write_text(json.dumps({**found, "images": n, "teacher NFE": nfe}, indent=1))
 
 
 MODES: dict[str, tuple[Callable[[Job, Path, dict[str, float]], None], ...]] = {
