@@ -210,7 +210,8 @@ plt.show()
 # %% [markdown]
 # ## Distillation
 # IBMD turns this DDBM teacher into a generator $x_0 = G(x_T, z)$ that needs one network evaluation, from $x_T$ alone.
-# It starts as the teacher at $t = T$, which answers with the mean of the two moons.
+# It starts as the teacher at $t = T$, which answers with the mean of the two moons; the weights of $z$ start at 0.
+# These optimisers do for points; for images of such a teacher `ibmd_jax/methods/README.md` has others.
 
 # %%
 denoise, frozen = teachers["DDBM VP"]

@@ -46,7 +46,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "groups": 16,
                 "patch": 2,
                 "out_channels": 3,  # data.channels
-                "conditional": False,
+                "conditional": False,  # True: the network also sees x_T, as DDBM's do; I2SB's do not
                 "classes": 0,  # labels that it is told: of the source, or of a mixture of corruptions
                 "embedding": 0,  # or the width of the text that it is told
                 "dtype": "float32",  # or bfloat16: of convolutions and attention

@@ -4,6 +4,11 @@ python -m ibmd_jax.convert latest.pt --to teachers/jpeg-5              once: the
 python -m ibmd_jax.main --config=configs/paper.py:jpeg-5 --config.data.source=folder:/data/imagenet --mode=distill
 python -m ibmd_jax.main --config=configs/paper.py:jpeg-5-quicktest     a minute or two on 2 CPU cores: all of it, tiny
 
+A row takes its teacher from teachers/ROW, and I2SB's rows start the auxiliary network at teachers/ROW-raw. e2h-1 and
+e2h-2 have one teacher, and so have the diode rows: set --config.teacher.checkpoint. All 256 examples are computed at
+once: on few devices set --config.distill.accumulate. Rows of several steps share n within a step, unlike the authors'
+code: see methods/ibmd.py.
+
 | row            | teacher             | NFE | FID published (NFE)      | time on 8 A100 |
 |---|---|---|---|---|
 | sr4x-bicubic   | I2SB                | 1   | 2.6 (I2SB at 1000: 2.8)  | 40 h |

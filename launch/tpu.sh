@@ -3,19 +3,21 @@
 #
 #   launch/tpu.sh create NAME --zone=us-west4-a --type=v5litepod-16
 #   launch/tpu.sh setup  NAME --zone=us-west4-a      installs the last commit of this checkout on all workers
-#   launch/tpu.sh train  NAME --zone=us-west4-a -- --config=configs/paper.py:jpeg-5 --workdir=/mnt/shared/jpeg-5
+#   launch/tpu.sh train  NAME --zone=us-west4-a -- --config=configs/paper.py:jpeg-5 --mode=distill \
+#     --workdir=/mnt/shared/jpeg-5 --config.distill.accumulate=2 --config.data.source=folder:/mnt/shared/imagenet \
+#     --config.teacher.checkpoint=/mnt/shared/teacher --config.distill.auxiliary_start=/mnt/shared/teacher-raw
 #   launch/tpu.sh log    NAME --zone=us-west4-a      what the first worker prints; Ctrl-C leaves the run alone
 #   launch/tpu.sh stop   NAME --zone=us-west4-a      the run saves and ends; the same train goes on
 #   launch/tpu.sh delete NAME --zone=us-west4-a
 #
 # A zone has some types only: us-west4-a v5litepod, us-east5-b v6e. --spot asks for a preemptible one. --dry_run only
-# prints the commands. A slice of several hosts needs a --workdir that they share: a mounted disk (Filestore) or bucket
-# (gcsfuse), not gs://. The bucket needs a hierarchical namespace: a checkpoint is complete when its folder is renamed.
+# prints the commands. setup copies the code alone: mount a disk with teacher and data on it (Filestore) or a bucket
+# (gcsfuse), not gs://, on all workers before train. Several hosts need a --workdir that they share; a bucket needs a hierarchical namespace: a checkpoint is complete when its folder is renamed.
 # Needs gcloud, logged in and with a project.
 set -euo pipefail
 
 usage() {
-  sed -n '2,14s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,17s/^# \{0,1\}//p' "$0" >&2
   exit 2
 }
 

@@ -83,6 +83,8 @@ def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
     made = {p.name: p.read_bytes() for p in (tmp_path / "samples").iterdir()}
     assert made.keys() == {f"{i:05d}_{draw}.png" for i in range(16) for draw in (0, 1)}
     assert len({*made.values()}) == 32  # of new noise, not of another image's
+    with pytest.raises(UserError, match="--steps=1: this student takes 2"):
+        run(job._replace(restoring=Restoring(steps=1)), tmp_path, "sample")
     (tmp_path / "consistency.png").unlink()
     (tmp_path / "consistency.png").mkdir()
     with pytest.raises(UserError, match=f"cannot write to {tmp_path}: Is a directory; the cosines above"):

@@ -113,9 +113,9 @@ def test_a_student_restores_without_its_configuration_file(environment, whole, t
     made = {p.name: np.asarray(Image.open(p)) for p in (tmp_path / "out").iterdir()}
     assert made.keys() == {f"{value}_{i}.png" for value in (40, 200) for i in range(3)}
     assert len({image.tobytes() for image in made.values()}) == 6
-    code, out = run(environment, *command, "--steps=3")
+    code, out = run(environment, *command, "--steps=9")
     assert code == 2
-    assert "--steps=3: this student takes " in out
+    assert "--steps=9: this student takes 1\n" in out
     code, out = run(environment, "--mode=sample", f"--workdir={tmp_path}/out")
     assert code == 2
     assert "out has no config.json: set --workdir to the folder of a run" in out

@@ -132,9 +132,11 @@ def test_an_update_is_compiled_and_measured(split):
     assert count > 10
     assert size < 1.1 * 4 * (split.parts["student"] + split.parts["auxiliary"])
     assert "all-to-all" not in report.collectives
-    text = preflight.describe(split, [report], preflight.Chip(report.flops, 1.0, 1.0, 1.0))
+    slow = report._replace(cycles={"fusion": 6.0})
+    text = preflight.describe(split, [slow], preflight.Chip(report.flops, 1.0, report.bytes / 3, 1.0))
     assert "DOES NOT FIT" in text
-    assert "at least 1000.0 ms at the peak" in text
+    assert "at least 1000.0 ms for its arithmetic at peak, 3000.0 ms for these bytes;" in text
+    assert "6.00 times the floor of its arithmetic, 2.00 times that of arithmetic or memory" in text
 
 
 def test_a_corruption_with_settings_tells_whether_there_is_a_mask():

@@ -1,6 +1,6 @@
 """The bridge contract and all that follows from it.
 
-Forward process, alpha and rho (IBMD, arXiv 2502.01362, section 2; rho = sigma / alpha):
+Forward process, alpha and rho (IBMD, arXiv 2502.01362, section 2; rho = sigma / alpha, its SNR_t = 1 / rho_t^2):
 
     q(x_t | x_0)        = N(alpha_t x_0, sigma_t^2 I),  sigma = alpha rho                            (1)
     dx_t                = f(t) x_t dt + g(t) dw,   f = alpha'/alpha,   g^2 = (sigma^2)' - 2 f sigma^2 (2)

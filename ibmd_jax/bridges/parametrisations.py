@@ -8,7 +8,7 @@ so the plain squared error of any output is the squared error of x_0 with the we
     name          F                                            of
     x_0           x_0                                          either
     eps, i2sb     (x_t - alpha x_0) / sigma                    the forward process; I2SB's target, since alpha = 1
-    score         -(x_t - alpha x_0) / sigma^2                 the forward process; v of IBMD's paper
+    score         -(x_t - alpha x_0) / sigma^2                 the forward process; this is v of IBMD's paper
     v             alpha eps - sigma x_0                        the forward process (Salimans and Ho, 2202.00512)
     velocity      dx_t/dt = k' x_T + b' x_0 + n' noise         the pinned path; for a flow x_T - x_0
     bridge_eps    (x_t - k x_T - b x_0) / n                    the pinned path

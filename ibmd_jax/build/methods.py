@@ -205,9 +205,8 @@ def _ibmd(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
         "teacher_denoise": parts.teacher_denoise,
         "student_label": classes - 1 if d["blind"] else None,
     }
-    most = d["student_steps"]
     made = make("distill", functools.partial(methods.ibmd, *first), settings)
-    return made, tuple(n for n in sorted({1, 2, 4, most}) if n <= most)
+    return made, tuple(range(1, d["student_steps"] + 1))
 
 
 def _student_times(d: dict[str, Any], T: float) -> Array:

@@ -1,6 +1,6 @@
 """Converts checkpoints: a PyTorch file into a teacher, or one of our exports into a PyTorch state_dict.
 
-python -m ibmd_jax.convert results/sr4x/latest.pt --to teachers/sr4x            I2SB, options.pkl beside it
+python -m ibmd_jax.convert results/sr4x/latest.pt --to teachers/sr4x-bicubic    I2SB, options.pkl beside it
 python -m ibmd_jax.convert e2h_ema_0.9999_420000.pt --to teachers/e2h           DDBM, DBIM, ADM, .safetensors
 python -m ibmd_jax.convert runs/sr4x/distill/export --to student.safetensors    back to PyTorch
 

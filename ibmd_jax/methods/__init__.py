@@ -1,4 +1,4 @@
-"""Training methods: Method = NamedTuple(init, step, sample, export) of pure functions. README.md has the table."""
+"""Training methods, each a Method (see base.py) of pure functions. README.md has the table."""
 
 from ibmd_jax.methods.base import Method
 from ibmd_jax.methods.dibregman import dibregman, on_features

@@ -7,21 +7,24 @@ corrupted images x_T alone:
     D(phi)   = E lambda(t) || x_0_phi(x_t, t [, x_T]) - x_0 ||^2                  the auxiliary network's loss   (2)
     L(theta) = E lambda(t) || x_0_*  (x_t, t [, x_T]) - x_0 ||^2 - min_phi D(phi)         Theorems 3.2 and 3.4   (3)
 
+|| ||^2 is the mean over an image's values, inside its mask. phi is the paper's bridge model. lambda of both terms of
+(3) is student_weight, that of (2) auxiliary_weight: its minimiser does not depend on it.
+
 Each step makes L updates of phi on (2), theta fixed, then one of theta on (3), phi fixed (algorithm 1). The gradient
 of (3) reaches theta through x_0 and through x_t; cutting the second path leaves the VSD / DMD direction instead.
 The minus sign rewards Var[x_0 | x_t], which keeps the student from collapsing onto the mean.
 
-A student of N steps (section 3.5) starts from states x_{t_n} of its own sampling, T = t_N > ... > t_1 > 0, made without
-gradient. The authors' code has two ways, in the place of (1); x_0 = G_theta(x_{t_n}, t_n, z) in both:
+A student of N steps (section 3.5), at T = t_N > ... > t_1 > 0, starts from states x_{t_n} of its own sampling, made
+without gradient. (The code counts from the start: times[0] = T = t_N, times[N - 1] = t_1.) The authors' code has two
+ways, in the place of (1); x_0 = G_theta(x_{t_n}, t_n, z) in both:
 
     marginal (DDBM's)    n one for a batch,    x_{t_n} on the path of posterior draws of G_theta from x_T,
                          t ~ U[t_min, T],      x_t ~ q(x_t | x_0, x_T)                                       (4)
-    posterior (I2SB's)   n one for an example, x_{t_n} ~ q(x_{t_n} | y, x_T), y restored by the EMA in N steps,
+    posterior (I2SB's)   n one for an example, x_{t_n} ~ q(x_{t_n} | x_0', x_T), x_0' restored by the EMA in N steps,
                          t ~ U[t_min, t_n],    x_t ~ q(x_t | x_0, x_{t_n})                                   (5)
 
-The auxiliary is not told n. In (4) all L + 1 updates of a step share one n here, unlike in the authors' code: drawn for
-each batch, as there, the auxiliary fits the mixture of all n, and (3) asks the teacher's coupling of that mixture
-alone, not of each n. In (5) it does fit the mixture.
+The auxiliary is not told n. So with (4) the L + 1 updates of a step share one n here, and the auxiliary follows it. The
+authors draw n for each batch: their auxiliary fits the mixture of all n, and only that is matched; so it is with (5).
 
 Where clean images exist they can take part (RealUID, arXiv 2509.22459, section 4): with 0 < alpha < 1, each term of
 (3) becomes, y_0 being a clean image and y_t on its bridge,
@@ -216,7 +219,8 @@ def ibmd(
 
     Args:
         steps: N, the most steps that the student is trained for. multistep: "marginal" (4) or "posterior" (5).
-        rollout: "student" or "ema", whose parameters make x_{t_n}: (4) has the student's, (5) the average's.
+        rollout: "student" or "ema", whose parameters make x_{t_n}: (4) has the student's, (5) the average's; it
+            does not follow from multistep.
         same_z: one z serves a whole roll-out of (4); otherwise each evaluation draws its own.
         auxiliary_updates: L of algorithm 1. A step consumes L + 1 batches.
         pretraining: number of first steps that update the auxiliary network alone.
@@ -362,7 +366,7 @@ def ibmd(
             terms = student_terms(
                 denoise, bridge, teacher, auxiliary, target, x_t, t, part, student_weight, teacher_denoise
             )
-            loss = alpha * (terms.teacher - terms.auxiliary)
+            loss = alpha * (terms.teacher - terms.auxiliary)  # the parts of y_0 in (6) do not depend on theta
             if normalise:
                 loss = loss / (jax.lax.stop_gradient(terms.distance) + 1e-8)
             return loss.mean(), (terms, t)

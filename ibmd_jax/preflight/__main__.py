@@ -283,21 +283,28 @@ def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
     if chip:
         lines[-1] += f" of {chip.memory / MIB:.1f}: {'fits' if peak <= chip.memory else 'DOES NOT FIT'}"
     lines += [f"what stays is {states / (job.whole / chips):.2f} times an even share of it all"]
-    total = floor = 0.0
+    total = floor = roofline = 0.0
     for r in reports:
         lines += ["", f"{r.name} update, {r.count} in a step (compiled in {r.compile_seconds:.0f} s)"]
         lines += [f"  {r.flops / 1e9:.1f} GFLOP and {r.bytes / 1e9:.2f} GB a chip"]
         lines += [f"  {n} {kind}, {size / 1e6:.1f} MB" for kind, (n, size) in sorted(r.collectives.items())]
         if chip:
-            least, estimate = r.flops / chip.flops, sum(r.cycles.values()) / chip.clock
+            least, moving = r.flops / chip.flops, r.bytes / chip.bandwidth
+            estimate = sum(r.cycles.values()) / chip.clock
             total, floor = total + r.count * estimate, floor + r.count * least
+            roofline += r.count * max(least, moving)
             lines += [
-                f"  at least {least * 1e3:.1f} ms at the peak; compiler's estimate {estimate * 1e3:.1f} ms, of it"
+                f"  at least {least * 1e3:.1f} ms for its arithmetic at peak, {moving * 1e3:.1f} ms for these bytes;",
+                f"  compiler's estimate {estimate * 1e3:.1f} ms, of it",
             ]
             most = sorted(r.cycles.items(), key=lambda item: -item[1])[:5]
             lines += [f"    {cycles / chip.clock * 1e3:10.1f} ms {kind}" for kind, cycles in most]
     if chip:
-        lines += ["", f"a step: {total:.2f} s by the compiler's estimate, {total / floor:.2f} times the peak's floor"]
+        lines += [
+            "",
+            f"a step: {total:.2f} s by the compiler's estimate, {total / floor:.2f} times the floor of its arithmetic, "
+            f"{total / roofline:.2f} times that of arithmetic or memory, whichever is higher",
+        ]
     return "\n".join(lines)
 
 

@@ -59,8 +59,9 @@ class Job(NamedTuple):
 
     init_params(key, noise_channels) -> parameters; init_teachers: such a function for each of several given teachers,
     whose parameters are a tuple. batches(stage)(step) -> iterator over batches from that step on.
-    teacher_steps: NFE -> sampling steps of the teacher's rows in the table; student_steps: of the student's, one NFE a
-    step. generates: x_T is noise, which has nothing to do with x_0. test(): the test images, made once.
+    teacher_steps: NFE -> sampling steps of the teacher's rows in the table; student_steps: all numbers of steps that
+    the student can take, one NFE a step. generates: x_T is noise, which has nothing to do with x_0. test(): the test
+    images, made once.
     clean: whether batches have x_0; a teacher's training and the evaluation need it.
     features: for FID and KID, or None.
     """
@@ -97,7 +98,7 @@ def run(job: Job, folder: Path, mode: str) -> None:
     if asked.input and job.generates:
         raise UserError(f"--input={asked.input} is for students that restore: this one makes images of noise")
     if asked.steps and asked.steps not in job.student_steps:
-        raise UserError(f"--steps={asked.steps}: this student takes {' or '.join(map(str, job.student_steps))}")
+        raise UserError(f"--steps={asked.steps}: this student takes {', '.join(map(str, job.student_steps))}")
     trains = train_teacher in stages and not job.config["teacher"]["checkpoint"]
     if not job.clean and (trains or evaluate_both in stages):
         raise UserError(
@@ -120,6 +121,7 @@ def run(job: Job, folder: Path, mode: str) -> None:
 
 PICTURE_EXAMPLES = 8
 TEACHER_STEPS_IN_PICTURES = 10
+STUDENT_STEPS = (1, 2, 4)  # of the rows in the table, and the most that a student takes
 
 
 def teacher_folders(config: dict[str, Any]) -> list[str]:
@@ -334,7 +336,8 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     if (folder / "distill" / "export").exists():
         student, student_meta = load_student(job, folder)
         _check_teacher(folder, student_meta, teacher_meta)
-        rows = [("student", n, n, job.distill, student) for n in job.student_steps]
+        measured = {*STUDENT_STEPS, max(job.student_steps)} & {*job.student_steps}
+        rows = [("student", n, n, job.distill, student) for n in sorted(measured)]
     else:
         say(f"No finished student in {folder}: this is its teacher alone.")
     rows += [("teacher", nfe, steps, job.teacher, teacher) for nfe, steps in job.teacher_steps.items()]
