@@ -14,10 +14,10 @@ from ibmd_jax.build import build
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.preview import preview
 from ibmd_jax.train.checkpoint import Checkpoints
-from ibmd_jax.train.job import evaluate_both, load_student, load_teacher, run
+from ibmd_jax.train.job import Restoring, evaluate_both, load_student, load_teacher, run
 
 pytestmark = pytest.mark.usefixtures("one_device")
-TASKS = ("sr4x-pool", "jpeg-5")
+TASKS = ("sr4x-pool", "jpeg-5", "inpaint-center")
 
 
 def tiny(corruption):
@@ -81,7 +81,7 @@ def test_a_teacher_for_each_task(teachers, tmp_path, capsys, blind):
     for name in ("a.png", "b/a.jpg", "b/c.png"):
         (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (40, 40), (90, 10, 10)).save(tmp_path / "given" / name)
-    mine = job._replace(input=str(tmp_path / "given"))
+    mine = job._replace(restoring=Restoring(str(tmp_path / "given")))
     if blind:
         run(mine, tmp_path, "sample")
         found = sorted(p.relative_to(tmp_path / "samples") for p in (tmp_path / "samples").rglob("*.png"))
@@ -97,19 +97,24 @@ def test_a_teacher_for_each_task(teachers, tmp_path, capsys, blind):
     else:
         with pytest.raises(UserError, match="is told a label or text of each image"):
             run(mine, tmp_path, "sample")
-    (first, second), _ = load_teacher(job, tmp_path)
+    experts, _ = load_teacher(job, tmp_path)
     student, meta = load_student(job, tmp_path)
     assert student["label_emb"]["embedding"].shape[0] == len(TASKS) + blind
     assert meta["model"]["network"]["classes"] == len(TASKS) + blind
     batch = job.test()
-    assert set(np.asarray(batch.cond).tolist()) == {0, 1}
-    assert "label 0 to 1 in this batch" in preview(config, tmp_path / "preview.png", 1)
+    assert set(np.asarray(batch.cond).tolist()) == {0, 1, 2}
+    assert "label 0 to 2 in this batch" in preview(config, tmp_path / "preview.png", 1)
     # The student does not see the label if it is blind; the teachers' rows do.
-    other = batch._replace(cond=1 - batch.cond)
+    other = batch._replace(cond=(batch.cond + 1) % len(TASKS))
     key = jax.random.key(0)
-    for method, params, sees in ((job.distill, student, not blind), (job.teacher, (first, second), True)):
+    for method, params, sees in ((job.distill, student, not blind), (job.teacher, experts, True)):
         sample = jax.jit(method.sample)
         assert (sample(params, key, batch) != sample(params, key, other)).any() == sees
+    # Of inpainting, what is outside the hole stays as it is.
+    holes = ~batch.mask.all((1, 2, 3))
+    made = np.asarray(sample(experts, key, batch))
+    assert (holes == (batch.cond == 2)).all()
+    np.testing.assert_array_equal(np.where(batch.mask, 0, made)[holes], np.where(batch.mask, 0, batch.x_T)[holes])
 
 
 @pytest.mark.usefixtures("lenient")
@@ -207,11 +212,11 @@ def test_what_does_not_fit_is_named(teachers):
             build(config)
 
     refused("unknown value of config.teacher.combine 'sum'", combine="sum")
-    refused(r"config.teacher.weights = \[1.0\]: 2 teachers need", combine="mean", teacher__weights=(1.0,))
+    refused(r"config.teacher.weights = \[1.0\]: 3 teachers need", combine="mean", teacher__weights=(1.0,))
     refused("config.teacher.weights are for combine = mean", teacher__weights=(1.0, 2.0))
     refused("config.distill.blind needs a network with classes", combine="mean", distill__blind=True)
     refused("pretraining = 2 leaves none of 2 steps", combine="by_label", distill__pretraining=2)
-    three = {"name": "mixture", "corruptions": (*TASKS, "grey")}
-    refused("gives 3 labels, and a blind student takes one more", distill__blind=True, data__corruption=three)
-    refused("gives 3 labels", data__corruption={"name": "mixture", "corruptions": (*TASKS, "grey")})
+    four = {"name": "mixture", "corruptions": (*TASKS, "grey")}
+    refused("gives 4 labels, and a blind student takes one more", distill__blind=True, data__corruption=four)
+    refused("gives 4 labels", data__corruption=four)
     refused("alpha is between 0 and 1, or both are 1", distill__real_data=(1.0, 0.5))

@@ -213,11 +213,11 @@ def finish(process):
     return process.returncode, out
 
 
-def losses(folder):
+def losses(folder, stage="teacher"):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    events = EventAccumulator(str(folder / "teacher" / "events"), size_guidance={"tensors": 0}).Reload()
+    events = EventAccumulator(str(folder / stage / "events"), size_guidance={"tensors": 0}).Reload()
     return {e.step: float(make_ndarray(e.tensor_proto)) for e in events.Tensors("loss")}
 
 
@@ -270,3 +270,17 @@ def test_two_processes_are_one_run_that_may_stop_and_go_on_elsewhere(environment
     np.testing.assert_allclose([second[i] for i in range(1, 20)], [first[i] for i in range(1, 20)], atol=1e-6)
     np.testing.assert_allclose([second[i] for i in first], [first[i] for i in first], atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), exported(tmp_path / "one"), exported(folder))
+
+    given = ["--mode=distill", "--config.distill.steps=8", f"--config.teacher.checkpoint={folder}/teacher/export"]
+    for place, devices, processes in ((tmp_path / "student", 4, 1), (tmp_path / "students", 2, 2)):
+        code, out = finish(start(environment, place, devices, *given, processes=processes))
+        assert code == 0, out
+    first, second = (losses(tmp_path / name, "distill") for name in ("student", "students"))
+    assert sorted(first) == sorted(second) == list(range(1, 9))
+    np.testing.assert_allclose([second[i] for i in first], [first[i] for i in first], atol=1e-6)
+    for mode in ("evaluate", "sample"):
+        code, out = finish(start(environment, tmp_path / "students", 2, *given, f"--mode={mode}"))
+        assert code == 0, out
+    report = json.loads((tmp_path / "students" / "report.json").read_text())
+    assert {row["label"] for row in report["rows"]} == {"student", "teacher"}
+    assert len(list((tmp_path / "students" / "samples").iterdir())) == report["test_images"]
