@@ -50,10 +50,9 @@ def training_names(config: Any, test: Batch) -> Batch:
 def markdown(rows: list[dict[str, Any]], settings: str) -> str:
     lines = [
         "# Names to emoji, 32 pixels\n",
-        f"{settings} 398 names of the training set, and the 398 held-out ones.",
+        f"{settings}\n398 names of the training set, and the 398 held-out ones.",
         "Own name: the share of images whose own name is the nearest of all names of the set, by a small image encoder",
-        "(`metrics/retrieval.py`); FID and KID by the features of the emoji classifier. Made by",
-        "`python -m benchmarks.text_to_emoji`.\n",
+        "(`metrics/retrieval.py`); FID and KID by the features of the emoji classifier.\n",
         "| names | model | NFE | seed | own name | of the teacher's at 50 | FID | KID | images/s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -113,7 +112,9 @@ def main() -> None:
                 few = np.linspace(0, len(made) - 1, SHOWN).astype(int)
                 pictures.setdefault(f"{sampler.label} {sampler.nfe}", made[few])
         pictures.setdefault("drawing", np.asarray(test.x_0)[np.linspace(0, len(test.x_0) - 1, SHOWN).astype(int)])
-    said = f"Teacher: {args.teacher_steps} steps of 64; student: {args.steps} of 32."
+    flags = f"--teacher_steps {args.teacher_steps} --steps {args.steps} --seeds {' '.join(map(str, args.seeds))}"
+    command = f"python -m benchmarks.text_to_emoji {flags}"
+    said = f"Teacher: {args.teacher_steps} steps of 64; student: {args.steps} of 32. Made by `{command}`."
     (RESULTS / "text_to_emoji.json").write_text(json.dumps(rows, indent=1) + "\n")
     (RESULTS / "text_to_emoji.md").write_text(markdown(rows, said))
     save_grid(RESULTS / "text_to_emoji.png", pictures)

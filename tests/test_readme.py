@@ -66,8 +66,30 @@ def test_the_ratios_in_the_text_are_those_of_the_results():
 
 
 def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
-        assert (ROOT / target).exists(), target
+    for page in [ROOT / "README.md", ROOT / "benchmarks/README.md", *(ROOT / "ibmd_jax").rglob("README.md")]:
+        for target in re.findall(r"\]\((?!http)([^)]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), (page, target)
+
+
+def test_the_answers_of_the_benchmarks_are_those_of_their_results():
+    text, results = (ROOT / "benchmarks/README.md").read_text(), ROOT / "benchmarks/results"
+
+    def of(name):
+        return json.loads((results / f"{name}.json").read_text())
+
+    torch = [of(f"throughput{part}")["iterations_per_second_over_torch"] for part in ("", "_2_devices", "_ynnpack")]
+    assert "[{:.2f}](results/throughput.json); [{:.2f}]".format(*torch) in text
+    assert f"| {torch[2]:.2f} |" in text
+    parts, forward = of("loop")["partitioning"]["over_one"], of("forward")["median_seconds"]
+    saved = [-100 * parts[n] for n in ("2", "4", "8")]
+    assert "{:.0f} %, {:.0f} % and {:.0f} % less time than".format(*saved) in text
+    assert f"[{100 * of('loop')['loop']['overhead']:.1f} %](results/loop.json)" in text
+    speeds = [forward[name] / forward["ours"] for name in ("eager", "compile")]
+    assert "{:.2f} times eager's speed, {:.2f} times torch.compile's".format(*speeds) in text
+    iteration = of("iteration")
+    found = iteration["flops_over_passes"], iteration["seconds_over_passes"]
+    assert "{:.4f} of their operations, {:.2f} of their time".format(*found) in text
+    assert f"at most {of('interruptions')['most_steps_computed_again']} steps again" in text
 
 
 def test_the_sampler_in_its_readme_and_the_weights_in_theirs_exist():
