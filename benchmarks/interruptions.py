@@ -3,9 +3,9 @@
     python -m benchmarks.interruptions
 
 Each moment is a random step; the signal is SIGTERM or kill -9, drawn at random. Compared are the bits of the exported
-parameters, how many steps were computed twice, and the files that are left. Saving goes on beside the next steps, so
-that kill -9 may come before a checkpoint is complete: then the steps since the one before it are computed again. About
-10 minutes on 2 CPU cores. Writes benchmarks/results/interruptions.json.
+parameters, how many steps were computed twice, how long a stop took, and the files that are left. Saving goes on beside
+the next steps, so that kill -9 may come before a checkpoint is complete: then the steps since the one before it are
+computed again. About 10 minutes on 2 CPU cores. Writes benchmarks/results/interruptions.json.
 """
 
 import argparse
@@ -80,8 +80,10 @@ def main() -> None:
             process, number = start(folder), draw.choice([signal.SIGTERM, signal.SIGKILL])
             first, last, _ = follow(process, target)
             process.send_signal(number)
+            sent = time.perf_counter()
             rest = follow(process, float("inf"))[1]
             kills.append({"signal": number.name, "step": max(last, rest), "code": process.wait()})
+            kills[-1]["seconds"] = time.perf_counter() - sent
             kills[-1]["again"] = max(0, reached - first)  # steps that were computed and lost by the kill before
             reached = kills[-1]["step"]
             print(kills[-1], flush=True)
@@ -96,6 +98,7 @@ def main() -> None:
             "seconds_alone": seconds,
             "bits_are_equal": fingerprints(whole) == fingerprints(folder),
             "most_steps_computed_again": max([k["again"] for k in kills] + [max(0, reached - first)]),
+            "longest_stop_seconds": max(k["seconds"] for k in kills),
             "temporary_files": orphans,
             "kills": kills,
         }
