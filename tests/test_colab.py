@@ -22,10 +22,15 @@ def test_the_notebook_has_the_cells_of_the_script(script):
 
 
 @scripts
-def test_the_script_runs(script, environment):
+def test_the_script_runs(script, environment, tmp_path):
     """About a minute on two idle cores; its last lines of each part assert what it shows."""
     command = [sys.executable, "-W", "ignore", str(script)]
     done = subprocess.run(
-        command, env={**environment, "MPLBACKEND": "Agg"}, capture_output=True, text=True, timeout=240
+        command,
+        cwd=COLAB,
+        env={**environment, "MPLBACKEND": "Agg", "WORKDIR": str(tmp_path / "run")},
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
