@@ -156,6 +156,19 @@ def test_the_mean_of_teachers_of_one_task(teachers, tmp_path):
 
 
 @pytest.mark.usefixtures("lenient")
+def test_a_student_restores_in_any_number_of_steps_up_to_the_most(teachers, tmp_path):
+    config = tiny(TASKS[0])
+    config.teacher.checkpoint, config.distill.student_steps = str(teachers[0]), 3
+    job, made = build(config), {}
+    run(job, tmp_path, "distill")
+    for steps in (0, 2, 3):
+        asked = Restoring(output=str(tmp_path / f"in {steps}"), steps=steps)
+        run(job._replace(restoring=asked), tmp_path, "sample")
+        made[steps] = [p.read_bytes() for p in sorted((tmp_path / f"in {steps}").iterdir())]
+    assert made[0] == made[3] != made[2]
+
+
+@pytest.mark.usefixtures("lenient")
 def test_student_and_auxiliary_start_where_they_are_told(teachers, tmp_path):
     """At rate 0: the student from the parameters without averaging, the auxiliary network from the average."""
     config = tiny("jpeg-5")
