@@ -12,8 +12,8 @@
 #
 # A zone has some types only: us-west4-a v5litepod, us-east5-b v6e. --spot asks for a preemptible one. --dry_run only
 # prints the commands. setup copies the code alone: mount a disk with teacher and data on it (Filestore) or a bucket
-# (gcsfuse), not gs://, on all workers before train. Several hosts need a --workdir that they share; a bucket needs a hierarchical namespace: a checkpoint is complete when its folder is renamed.
-# Needs gcloud, logged in and with a project.
+# (gcsfuse), not gs://, on all workers before train. Several hosts need a --workdir that they share; a bucket needs a
+# hierarchical namespace: a checkpoint is complete when its folder is renamed. Needs gcloud, logged in and with a project.
 set -euo pipefail
 
 usage() {
