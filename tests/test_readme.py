@@ -89,7 +89,9 @@ def test_the_answers_of_the_benchmarks_are_those_of_their_results():
     iteration = of("iteration")
     found = iteration["flops_over_passes"], iteration["seconds_over_passes"]
     assert "{:.4f} of their operations, {:.2f} of their time".format(*found) in text
-    assert f"at most {of('interruptions')['most_steps_computed_again']} steps again" in text
+    ended = of("interruptions")
+    assert f"at most {ended['most_steps_computed_again']} steps again" in text
+    assert f"stopped in {ended['longest_stop_seconds']:.1f} s" in text
 
 
 def test_the_sampler_in_its_readme_and_the_weights_in_theirs_exist():
