@@ -1,4 +1,4 @@
-"""Which configuration a workdir belongs to."""
+"""Whose a workdir is: of which configuration, of one run at a time, and of all processes of that."""
 
 import contextlib
 import fcntl
@@ -89,7 +89,7 @@ def _check_shared(folder: Path) -> None:
     note = folder / ".shared"
     if is_first():
         note.write_text(token)
-    barrier(f"{note} written")
+    barrier("workdir noted")  # a name that does not depend on the folder, which may differ here
     end = time.monotonic() + PATIENCE
     while not (note.exists() and note.read_text() == token) and time.monotonic() < end:
         time.sleep(0.5)
