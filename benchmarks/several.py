@@ -1,0 +1,126 @@
+"""A teacher for each of three tasks into one student, which is told the task or has to see it.
+
+    python -m benchmarks.several --runs runs/quality
+
+The teachers are those of benchmarks/quality.py that see x_T (DDBM), trained if they are not there; each task's rows
+stand beside its teacher's at 100 NFE and its own student's from benchmarks/results/quality.json, whose cells have to
+be there. One-step students; some 17 minutes each on 2 CPU cores, with JAX_NUM_CPU_DEVICES=2; what is trained is not
+trained again. Writes benchmarks/results/several.{json,md,png}.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from benchmarks.quality import (
+    BARS,
+    DETERMINED,
+    METRICS,
+    RESULTS,
+    TASKS,
+    base_config,
+    best_teachers,
+    number,
+    sampler,
+    trained,
+    trained_teacher,
+)
+from ibmd_jax.build import build
+from ibmd_jax.core.errors import UserError
+from ibmd_jax.core.streams import stream
+from ibmd_jax.train.evaluate import evaluate
+from ibmd_jax.train.job import load_student
+from ibmd_jax.train.pictures import save_grid
+
+TOGETHER = ("sr4x", "jpeg-5", "inpaint")  # the student starts at the first one's teacher
+STUDENTS = {"told the task": False, "blind": True}
+STEPS = 800  # twice those of a student of one task: it sees two thirds of their images of each
+
+
+def config_of(seed: int, teachers: list[str]) -> ml_collections.ConfigDict:
+    """The first task's configuration, for all of them."""
+    config = base_config(TOGETHER[0], "ddbm", seed)
+    config.data.corruption = {"name": "mixture", "corruptions": [TASKS[task].data["corruption"] for task in TOGETHER]}
+    config.teacher.update(checkpoint=",".join(teachers), combine="by_label")
+    config.distill.steps = STEPS
+    return config
+
+
+def single(seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Task -> the rows of quality.json to compare with: the teacher at 100 NFE, and its student in one step."""
+    cells, found = json.loads((RESULTS / "quality.json").read_text()), {}
+    for task in TOGETHER:
+        rows = cells.get(f"{task} ddbm", {}).get(str(seed))
+        if rows is None:
+            raise UserError(
+                f"quality.json has no cell {task} ddbm of seed {seed}: run "
+                f"python -m benchmarks.quality --tasks {task} --teachers ddbm --seeds {seed} first"
+            )
+        (student,) = (row for row in rows if row["label"] == "IBMD")
+        found[task] = [best_teachers(rows)[-1], {**student, "label": "IBMD, this task alone"}]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs/quality"), help="folder of the trained models")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    args = parser.parse_args()
+    path = RESULTS / "several.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    for seed in args.seeds:
+        found = single(seed)
+        teachers = [trained_teacher(task, "ddbm", args.runs)[1] for task in TOGETHER]
+        config, alone = config_of(seed, teachers), [build(base_config(task, "ddbm", seed)) for task in TOGETHER]
+        tests = [job.test() for job in alone]
+        shown = {"input": [test.x_T for test in tests]}
+        for label, blind in STUDENTS.items():
+            folder = args.runs / f"several-{seed}" / label.replace(" ", "-")
+            job = trained(config, folder, "distill", distill={"blind": blind})
+            student = sampler(f"IBMD, {label}", 1, job.distill, load_student(job, folder)[0], 1)
+            shown[label] = []
+            for cond, (task, one, test) in enumerate(zip(TOGETHER, alone, tests, strict=True)):
+                told = test._replace(cond=np.full(len(test.x_T), cond, np.int32))
+                size, key = config.evaluate.batch_size, stream(jax.random.key(seed), "evaluate")
+                rows, images = evaluate([student], told, one.features, batch_size=size, key=key)
+                found[task] += [row._asdict() for row in rows]
+                shown[label] += images.values()
+                print(task, rows[0], flush=True)
+        shown["truth"] = [test.x_0 for test in tests]
+        columns = {name: np.concatenate([images[:: len(images) // 3][:4] for images in shown[name]]) for name in shown}
+        save_grid(path.with_suffix(".png"), columns)
+        results[str(seed)] = found
+        path.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
+        path.with_suffix(".md").write_text(markdown(results))
+
+
+def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+    """results: seed -> task -> rows, the first of which is the teacher's."""
+    lines = [
+        "# Three teachers into one student\n",
+        f"Seeds {', '.join(results)}; the tasks, teachers and columns of [quality.md](quality.md). One network, of the",
+        f"size of each teacher, for all three tasks: {STEPS} iterations of 32 images, of a task drawn for each image.",
+        "The blind one is not told which. Made by `python -m benchmarks.several`.\n",
+        "![Four images of each task](several.png)\n",
+        f"| task | model | NFE | {' | '.join(METRICS)} | FID over teacher's at 100 | bar for one task |",
+        "|" + "---|" * (len(METRICS) + 5),
+    ]
+    for task in TOGETHER:
+        for versions in zip(*(found[task] for found in results.values()), strict=True):
+            slow = [found[task][0]["metrics"]["fid"] for found in results.values()]
+            ratio = np.mean([v["metrics"]["fid"] / fid for v, fid in zip(versions, slow, strict=True)])
+            limit = BARS["IBMD", 1][task not in DETERMINED]
+            cells = [number([v["metrics"][m.lower()] for v in versions]) for m in METRICS] + [f"{ratio:.2f}"]
+            is_student = versions[0]["label"].startswith("IBMD")
+            cells += [f"{limit}: {'met' if ratio <= limit else 'missed'}" if is_student else ""]
+            lines.append(f"| {task} | {versions[0]['label']} | {versions[0]['nfe']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
