@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--config=configs/inpaint.py:quicktest"
@@ -65,6 +67,11 @@ def test_the_whole_job_leaves_a_table_a_report_and_pictures(whole):
     for stage in ("teacher", "distill"):
         assert list((folder / stage / "events").iterdir())
         assert (folder / stage / "curves.png").stat().st_size > 10_000
+    logged = EventAccumulator(str(folder / "distill" / "events"), size_guidance={"tensors": 0}).Reload()
+    for name, low, high in (("diversity", 0.1, 1), ("outside", 1e-4, 0.1)):  # of pictures, before and after
+        values = [float(make_ndarray(event.tensor_proto)) for event in logged.Tensors(name)]
+        assert len(values) == 2
+        assert all(low < value < high for value in values), (name, values)
 
 
 def test_a_second_run_trains_nothing_and_sample_restores_a_folder(environment, whole, tmp_path):

@@ -294,7 +294,8 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         with expendable(path):
             save_grid(path, columns)
         another = other_inputs(few, 1, job.generates)
-        return {"diversity": diversity([restored, sample(params, stream(key, "another"), another)])}
+        varied = diversity([restored, sample(params, stream(key, "another"), another)])
+        return {"diversity": varied, "outside": float(np.maximum(np.abs(to_host(restored)) - 1, 0).mean())}
 
     def start(frozen: Params, given: dict[str, Params]) -> Any:
         known = {"teacher": frozen[0] if job.init_teachers else frozen, **given}

@@ -44,6 +44,7 @@ class Schedule(NamedTuple):
 
 
 PROFILE_AFTER = 5  # the first steps compile, and fill the queue
+OUTSIDE = 0.1  # how far pictures may be outside [-1, 1] before that is told; those of good students are 0.01
 
 
 class Stopped(Exception):
@@ -176,12 +177,13 @@ def fit(
     writer = make_writer(folder)
     pending: list[tuple[int, Any]] = []  # infos of finished steps that were not looked at yet
 
+    fix = f"Lower the learning rate, or set the clip, of the optimizers in config.{stage}, in a new --workdir."
+
     def not_finite(what: str) -> NotFinite:
         newest = checkpoints.wait()
         kept = (
             f"the last good checkpoint is step {newest} in {checkpoints.folder}" if newest else "nothing was saved yet"
         )
-        fix = f"Lower the learning rate, or set the clip, of the optimizer in config.{stage}, in a new --workdir."
         return NotFinite(f"{stage}: {what}; {kept}. {fix}")
 
     def flush(bar: tqdm) -> None:
@@ -207,7 +209,11 @@ def fit(
             raise not_finite(f"a parameter is not finite after step {step}") from error
 
     def draw(params: Params, step: int) -> None:
-        writer.write_scalars(step, picture(params, f"{stage}_{step:06d}"))
+        found = picture(params, f"{stage}_{step:06d}")
+        writer.write_scalars(step, found)
+        if step and found.get("outside", 0) > OUTSIDE:
+            far = f"the pictures' values are {found['outside']:.2f} outside [-1, 1] on average"
+            log.warning("%s: after step %d %s: it diverges, or began at random. %s", stage, step, far, fix)
 
     trace = Trace(folder / "profile", schedule.profile)
     try:

@@ -108,6 +108,15 @@ def test_order_pictures_and_files(tmp_path, uninterrupted):
     np.testing.assert_allclose(make_ndarray(logged.Tensors("mean")[-1].tensor_proto), uninterrupted.mean(), rtol=1e-6)
 
 
+def test_pictures_that_leave_the_range_are_told(tmp_path, caplog):
+    """Not those of the first parameters, which may be random."""
+    far = iter([0.2, 0.05, 0.3, 0.0])
+    run(tmp_path, picture=lambda params, label: {"outside": next(far)})
+    (told,) = (record.getMessage() for record in caplog.records if "outside" in record.getMessage())
+    assert "toy: after step 8 the pictures' values are 0.30 outside [-1, 1] on average" in told
+    assert "Lower the learning rate, or set the clip, of the optimizers in config.toy" in told
+
+
 def test_given_parameters_are_started_from_and_let_go(tmp_path):
     given = jnp.ones(3)
     assert (run(tmp_path / "a", steps=1)["w"] != run(tmp_path / "b", steps=1, given=given)["w"]).all()
