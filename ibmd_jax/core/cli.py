@@ -1,4 +1,7 @@
-"""The command line of every program with a --config: what is wrong with it is one line, not a traceback."""
+"""The command line of every program with a --config: what is wrong with it is one line, not a traceback.
+
+Progress is a bar that moves on a terminal, and a line now and then in a log file.
+"""
 
 import sys
 
@@ -25,3 +28,8 @@ def parse(argv: list[str]) -> list[str]:
         print(f"error: unexpected argument {rest[1]!r}; write --flag=value, see --help", file=sys.stderr)
         sys.exit(2)
     return rest
+
+
+def refresh_seconds() -> float:
+    """How often progress is shown: each second on a terminal, each half minute in a file."""
+    return 1 if sys.stderr.isatty() else 30

@@ -26,7 +26,7 @@ from absl import app, flags
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from ibmd_jax.core.cli import parse
+from ibmd_jax.core.cli import parse, refresh_seconds
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.preflight.program import collectives, count_flops, estimated_cycles
 
@@ -256,7 +256,7 @@ def ticking(what: str) -> Iterator[None]:
 
     def tick() -> None:
         with tqdm(bar_format="{desc}: {elapsed}", desc=what, leave=False) as bar:
-            while not stop.wait(1):
+            while not stop.wait(refresh_seconds()):
                 bar.refresh()
 
     thread = threading.Thread(target=tick)

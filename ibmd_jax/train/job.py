@@ -24,7 +24,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
-from tqdm import tqdm
 
 from ibmd_jax.core.arrays import to_uint8
 from ibmd_jax.core.errors import UserError, lookup, named
@@ -37,7 +36,7 @@ from ibmd_jax.train.compare import cosine, spherical, straight
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, split, table
 from ibmd_jax.train.loop import Schedule, fit
 from ibmd_jax.train.pictures import expendable, save_curves, save_grid
-from ibmd_jax.train.processes import end_on_sigterm, highest, is_first, say, to_host
+from ibmd_jax.train.processes import end_on_sigterm, highest, is_first, progress, say, to_host
 from ibmd_jax.train.sharding import abstract_state
 from ibmd_jax.train.workdir import check_workdir, locked
 
@@ -407,7 +406,7 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         for draw in range(asked.draws)
         for i, part in enumerate(split(_drawn(job, batch, draw, number)._replace(x_0=None), size))
     )
-    with tqdm(total=count * asked.draws, desc="sample", unit="image", disable=not is_first()) as bar:
+    with progress(count * asked.draws, "sample", "image") as bar:
         for number, (names, draw, part) in enumerate(parts):
             images = to_uint8(to_host(restore(student, step_key(key, "part", number), part)))
             files = [out / (f"{name}_{draw}.png" if asked.draws > 1 else f"{name}.png") for name in names]

@@ -22,7 +22,7 @@ from ibmd_jax.core.streams import step_key
 from ibmd_jax.core.types import Batch, Params
 from ibmd_jax.methods.base import Method
 from ibmd_jax.train.checkpoint import Checkpoints, export_params
-from ibmd_jax.train.processes import is_first, preempted
+from ibmd_jax.train.processes import is_first, preempted, progress
 from ibmd_jax.train.sharding import abstract_state
 from ibmd_jax.train.writers import make_writer
 
@@ -217,8 +217,7 @@ def fit(
 
     trace = Trace(folder / "profile", schedule.profile)
     try:
-        shown = {"desc": stage, "unit": "step", "mininterval": 1, "disable": not is_first()}
-        with _signals() as received, tqdm(total=steps, initial=first, **shown) as bar:
+        with _signals() as received, progress(steps, stage, "step", first) as bar:
             for step in range(first, steps):
                 if len(pending) > 1:  # the device has one step more to do; a signal is not to wait for many
                     jax.block_until_ready(pending[-2][1])

@@ -15,7 +15,9 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
+from ibmd_jax.core.cli import refresh_seconds
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array
 
@@ -85,6 +87,22 @@ def say(text: str) -> None:
 def is_first() -> bool:
     """Whether this process writes files and prints."""
     return jax.process_index() == 0
+
+
+def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
+    """A bar of the first process: on a terminal one that moves, in a log file a line now and then."""
+    line = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n"
+    seconds = refresh_seconds()
+    return tqdm(
+        total=total,
+        desc=desc,
+        unit=unit,
+        initial=initial,
+        mininterval=seconds,
+        maxinterval=max(10, seconds),
+        bar_format=None if sys.stderr.isatty() else line,
+        disable=not is_first(),
+    )
 
 
 def barrier(name: str) -> None:

@@ -1,6 +1,7 @@
 """What processes agree on, and how one of them ends; tests/test_launch.py has several real ones."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import jax
 import pytest
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.train.processes import connect, partners
+from ibmd_jax.train.processes import connect, partners, progress
 from ibmd_jax.train.writers import make_writer
 
 START = """
@@ -88,3 +89,17 @@ def test_a_process_that_fails_does_not_wait_for_the_others(error, code, words, m
         raise error
     assert codes == [code]
     assert capsys.readouterr().err.startswith(words)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_is_a_bar_on_a_terminal_and_lines_in_a_file(capsys, monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with progress(4, "teacher", "step", initial=1) as bar:
+        assert bar.mininterval == (1 if terminal else 30)
+        bar.update(3)
+    shown = [line for line in re.split(r"[\r\n]+", capsys.readouterr().err) if line]
+    assert shown[0].startswith("teacher:  25%")
+    assert shown[-1].startswith("teacher: 100%")
+    assert all(("|" in line) == terminal for line in shown)
+    assert "1/4 [" in shown[0]
+    assert "4/4 [" in shown[-1]
