@@ -79,7 +79,7 @@ case $action in
     (($#)) || usage
     # In the background: the run is not to end with the connection.
     alone="if kill -0 \$(cat run.pid) 2> /dev/null; then echo 'a run is at work: stop it first' >&2; exit 1; fi"
-    on_all "cd ibmd_jax && { $alone; } && . .venv/bin/activate && { nohup python3 -m ibmd_jax.main $(printf '%q ' "$@")--coordinator=auto > run.log 2>&1 < /dev/null & echo \$! > run.pid; }"
+    on_all "cd ibmd_jax && { $alone; } && . .venv/bin/activate && { nohup python3 -m ibmd_jax.main $(printf '%q ' "$@")--coordinator=auto >> run.log 2>&1 < /dev/null & echo \$! > run.pid; }"
     ;;
   log) run "${vm[@]}" ssh "$name" --zone="$zone" --worker=0 --command='tail -n 50 -f ibmd_jax/run.log' ;;
   stop) on_all "kill -TERM \$(cat ibmd_jax/run.pid)" ;;

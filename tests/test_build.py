@@ -148,6 +148,23 @@ def test_T_may_be_a_number_that_float32_rounds():
     build_model(config)
 
 
+@pytest.mark.parametrize("section", ["", "data", "teacher", "distill", "evaluate", "schedule"])
+def test_a_misspelt_field_is_told(section):
+    config = quicktest()
+    with config.unlocked():
+        (config[section] if section else config).acumulate = 4
+    with pytest.raises(UserError, match=f"{section or 'the configuration'}.* has no field 'acumulate': it takes "):
+        build(config)
+
+
+def test_what_to_profile_is_a_flag():
+    config = quicktest()
+    with config.unlocked():
+        config.schedule.profile = 5
+    with pytest.raises(UserError, match="schedule has no field 'profile'"):
+        build(config)
+
+
 def test_ot_ode_makes_a_bridge_deterministic():
     assert make_bridge({"name": "ddbm_vp", "ot_ode": True}) == OtOde(DDBMVP())
     assert make_bridge({"name": "ddbm_vp", "ot_ode": False}) == DDBMVP()

@@ -93,13 +93,14 @@ def test_a_run_on_a_tpu_outlives_its_connection_and_stops_by_its_number(tmp_path
         command = pasted(line)[-1].removeprefix("--command=")
         return subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, timeout=20)
 
+    log = tmp_path / "ibmd_jax" / "run.log"
+    log.write_text("what ended the run before\n")
     told("train", "--", "--config=a b")
     process = int((tmp_path / "ibmd_jax" / "run.pid").read_text())
-    log = tmp_path / "ibmd_jax" / "run.log"
-    wait_until(lambda: log.exists() and log.read_text())
+    wait_until(lambda: "config" in log.read_text())
     with pytest.raises(subprocess.CalledProcessError):  # one at a time
         told("train", "--", "--config=another")
-    assert log.read_text() == "-m ibmd_jax.main --config=a b --coordinator=auto\n"
+    assert log.read_text() == "what ended the run before\n-m ibmd_jax.main --config=a b --coordinator=auto\n"
     told("stop")
     wait_until(lambda: not Path(f"/proc/{process}").exists() or "zombie" in Path(f"/proc/{process}/status").read_text())
 

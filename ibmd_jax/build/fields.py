@@ -21,7 +21,20 @@ def naming_fields() -> Iterator[None]:
 def check_names(kind: str, known: Iterable[str], settings: dict[str, Any]) -> None:
     for name in settings:
         if name not in known:
-            raise UserError(f"config.{kind} has no field {name!r}: it takes {', '.join(known) or 'none'}")
+            section = f"config.{kind}" if kind else "the configuration"
+            raise UserError(f"{section} has no field {name!r}: it takes {', '.join(known) or 'none'}")
+
+
+# Sections whose fields no function's parameters tell, "" for the whole. A run adds data.files and teacher.models;
+# what to profile is a flag.
+SECTIONS = {
+    "": "name seed data bridge network parametrisation teacher distill evaluate schedule",
+    "data": "source corruption flip size channels fit filter filter_T on_error workers files",
+    "teacher": "checkpoint combine weights start steps batch_size accumulate optimizer weight ema_decay t_min "
+    "time_sampler models",
+    "evaluate": "nfe sampler batch_size examples features",
+    "schedule": " ".join(name for name in Schedule._fields if name != "profile"),
+}
 
 
 def make(kind: str, factory: Callable[..., Any], settings: dict[str, Any]) -> Any:
@@ -59,7 +72,10 @@ RANGES = {
 }
 
 
-def check_ranges(config: dict[str, Any]) -> None:
+def check_fields(config: dict[str, Any]) -> None:
+    """Raises UserError for a field that is unknown, as a misspelt one is, or out of range."""
+    for section, known in SECTIONS.items():
+        check_names(section, known.split(), config[section] if section else config)
     for field, (low, high) in RANGES.items():
         section, _, name = field.rpartition(".")
         fields = config[section] if section else config

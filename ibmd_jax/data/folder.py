@@ -35,11 +35,17 @@ class Files:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Example:
-        """Raises: UserError for an unreadable image, or, where those are skipped, if no image is readable."""
+        """Raises: UserError for an unreadable image, or, where those are skipped, if no image is readable.
+
+        What the file system refuses is not skipped: the image may be there again for the next run, which is to draw
+        the same ones.
+        """
         for i in range(index, index + len(self)):
             try:
                 return self.load(self.items[i % len(self)])
             except UserError as error:
+                if isinstance(error.__cause__, OSError) and error.__cause__.errno:
+                    raise
                 if self.on_error == "raise":
                     raise UserError(f"{error}. {TO_SKIP}") from error
                 if i % len(self) not in self.skipped:
@@ -88,12 +94,11 @@ def _split(folder: Path, split: str) -> tuple[Path, bool]:
     raise UserError(f"{folder} has a folder train, but none of {', '.join(SPLITS[split])}")
 
 
-def _files(where: str, split: str) -> tuple[Path, list[Path], list[str]]:
-    """The folder of a split, its files, and their names in it."""
+def _files(where: str, split: str) -> tuple[Path, list[str]]:
+    """The folder of a split, and the names of its files in it: of a million, processes are sent them, not Paths."""
     root, own = _split(Path(where).expanduser(), split)
-    files = images_in(root)
-    files = files if own else [files[i] for i in split_indices(len(files), split)]
-    return root, files, [str(f.relative_to(root)) for f in files]
+    names = [str(file.relative_to(root)) for file in images_in(root)]
+    return root, names if own else [names[i] for i in split_indices(len(names), split)]
 
 
 def folder(where: str, split: str, options: Options) -> Files:
@@ -101,9 +106,9 @@ def folder(where: str, split: str, options: Options) -> Files:
 
     Of a folder with its own splits those of train count. Raises: UserError if another split has one that train lacks.
     """
-    root, files, names = _files(where, split)
+    root, names = _files(where, split)
     if any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in root.iterdir()):
-        return Files(files, lambda file: {"x_0": fit_named(file, options)}, options.on_error, names)
+        return Files(names, lambda name: {"x_0": fit_named(root / name, options)}, options.on_error, names)
     train = _split(Path(where).expanduser(), "train")[0]
     folders = sorted(p for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
     classes = {p.name: i for i, p in enumerate(p for p in folders if next(_images(p), None))}
@@ -112,20 +117,21 @@ def folder(where: str, split: str, options: Options) -> Files:
     if unknown:
         raise UserError(f"{root} has the class {unknown[0]!r}, which {train} lacks")
 
-    def load(item: tuple[Path, int]) -> Example:
-        return {"x_0": fit_named(item[0], options), "label": np.int32(item[1])}
+    def load(name: str) -> Example:
+        return {"x_0": fit_named(root / name, options), "label": np.int32(classes[Path(name).parts[0]])}
 
-    return Files([(f, classes[name]) for f, name in zip(files, of_files, strict=True)], load, options.on_error, names)
+    return Files(names, load, options.on_error, names)
 
 
 def corrupted(where: str, split: str, options: Options) -> Files:
     """Corrupted images alone, which are all that distillation needs."""
 
-    def load(file: Path) -> Example:
-        return {"x_T": fit_named(file, options, options.filter_T)}
+    root, names = _files(where, split)
 
-    _, files, names = _files(where, split)
-    return Files(files, load, options.on_error, names)
+    def load(name: str) -> Example:
+        return {"x_T": fit_named(root / name, options, options.filter_T)}
+
+    return Files(names, load, options.on_error, names)
 
 
 def paired(where: str, split: str, options: Options) -> Files:
@@ -139,8 +145,8 @@ def paired(where: str, split: str, options: Options) -> Files:
         raise UserError("config.data.fit: random-crop is for single images; pairs take crop, resize-crop or stretch")
     places = where.split(",")
     if len(places) == 1:
-        _, files, names = _files(where, split)
-        return Files(files, lambda file: _halves(file, options), options.on_error, names)
+        root, names = _files(where, split)
+        return Files(names, lambda name: _halves(root / name, options), options.on_error, names)
     if len(places) != 2:
         raise UserError(f"paired:{where}: give one folder, or two with a comma between them")
     sides, owns = [], []

@@ -8,9 +8,11 @@ step by number, and sees the same global batches, in the same order, on any numb
 import collections
 import functools
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -75,7 +77,7 @@ def examples(
         if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which only programs parse
             flags.FLAGS.mark_as_parsed()
         options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=leave_signals)
+        dataset = dataset.mp_prefetch(options, worker_init_fn=begin_worker)
     return iter(dataset)
 
 
@@ -85,10 +87,19 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def leave_signals(*_: int) -> None:
-    """In a worker process: a signal to all of a job is for the run to answer, which needs batches until it stops."""
+def begin_worker(*_: int) -> None:
+    """In a worker process: a signal to all of a job is for the run to answer, which needs batches until it stops.
+
+    A run that was killed stops no worker, so each watches it.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def images_of(example: Example) -> Example:

@@ -136,6 +136,7 @@ class Checkpoints:
         return self._manager.latest_step() or 0
 
     def _not_written(self, error: Exception) -> None:
+        self._manager.reload()  # Orbax counts what it was about to remove for this one as removed
         newest = self._manager.latest_step()
         kept = f"step {newest} is still there" if newest else "none is there"
         log.error(

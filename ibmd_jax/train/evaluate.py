@@ -1,7 +1,7 @@
 """Quality and speed of samplers on the same test images, measured side by side in one run."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -72,20 +72,25 @@ def split(batch: Batch, size: int) -> Iterator[Batch]:
     return (jax.tree.map(lambda x, r=r: place(x[r]), batch) for r in rows.reshape(-1, size))
 
 
-def restore(sampler: Sampler, parts: list[Batch], count: int, key: Key) -> tuple[np.ndarray, float]:
+def restore(sampler: Sampler, parts: Callable[[], Iterable[Batch]], count: int, key: Key) -> tuple[np.ndarray, float]:
     """Samples every part; returns the first `count` images and images per second, compilation included if it is due.
 
-    Quick samplers are repeated for at least a second, slow ones run once; so do several processes, whose clocks would
-    not agree on a number.
+    One part at a time is on the devices; moving it there and back is not counted. Quick samplers are repeated for at
+    least a second, slow ones run once; so do several processes, whose clocks would not agree on a number.
+
+    Args: parts: makes them anew.
     """
-    done, begin = 0, time.perf_counter()
-    while not done or (jax.process_count() == 1 and time.perf_counter() - begin < 1):
-        images = [sampler.sample(sampler.params, step_key(key, "evaluate", i), p) for i, p in enumerate(parts)]
-        jax.block_until_ready(images)
-        done += 1
-    seconds = time.perf_counter() - begin
-    padded = sum(part.x_T.shape[0] for part in parts)
-    return np.concatenate([to_host(x) for x in images])[:count], done * padded / seconds
+    images, made, seconds = [], 0, 0.0
+    while not made or (jax.process_count() == 1 and seconds < 1):
+        again = made > 0
+        for i, part in enumerate(parts()):
+            jax.block_until_ready(part)
+            begin = time.perf_counter()
+            restored = jax.block_until_ready(sampler.sample(sampler.params, step_key(key, "evaluate", i), part))
+            seconds += time.perf_counter() - begin
+            made += len(restored)
+            images += [] if again else [to_host(restored)]
+    return np.concatenate(images)[:count], made / seconds
 
 
 def evaluate(
@@ -97,6 +102,7 @@ def evaluate(
     key: Key,
     generates: bool = False,
     report: Callable[[Row], None] = lambda row: None,
+    shown: np.ndarray | slice = slice(None),
 ) -> tuple[list[Row], dict[str, np.ndarray]]:
     """Measures samplers against test.x_0, and how much their restorations of one input differ.
 
@@ -104,34 +110,34 @@ def evaluate(
         test: all test images with x_0, NumPy leaves. features: for FID and KID, or None to leave these out.
         generates: x_T is noise that has nothing to do with x_0: no metrics of pairs, diversity over x_T.
         report: called with each row as it is ready.
-    Returns: the rows, and the restored images [N, H, W, C] of each, under "label NFE".
+        shown: which images to return: many large ones, of each row, are more than a host may hold.
+    Returns: the rows, and the restored images [N, H, W, C] of each, or those `shown`, under "label NFE".
     """
-    parts, n = list(split(test, batch_size)), test.x_T.shape[0]
+    n, truth = test.x_T.shape[0], test.x_0
 
-    def feature_set(images: np.ndarray) -> np.ndarray | None:
-        if features is None:
-            return None
-        return np.concatenate([np.asarray(features(images[i : i + batch_size])) for i in range(0, n, batch_size)])
+    def by_parts(function: Callable[..., Array], *images: np.ndarray) -> np.ndarray:
+        parts = ([x[i : i + batch_size] for x in images] for i in range(0, n, batch_size))
+        return np.concatenate([np.asarray(function(*part)) for part in parts])
 
-    truth = test.x_0
-    reference = feature_set(truth)
+    reference = None if features is None else by_parts(features, truth)
     rows, images = [], {}
     count = min(n, DIVERSITY_EXAMPLES)
     few = jax.tree.map(lambda x: x[:count], test)
     inputs = [other_inputs(few, i, generates) for i in range(DIVERSITY_DRAWS)]
     draws = list(split(jax.tree.map(lambda *x: np.concatenate(x), *inputs), batch_size))
     for sampler in samplers:
-        sample = sampler.sample.lower(sampler.params, key, parts[0]).compile()  # once for all, and before the clock
-        restored, rate = restore(sampler._replace(sample=sample), parts, n, key)
+        first = next(split(test, batch_size))
+        sample = sampler.sample.lower(sampler.params, key, first).compile()  # once for all, and before the clock
+        restored, rate = restore(sampler._replace(sample=sample), lambda: split(test, batch_size), n, key)
         made = [to_host(sample(sampler.params, step_key(key, "draws", i), part)) for i, part in enumerate(draws)]
         drawn = np.split(np.concatenate(made)[: DIVERSITY_DRAWS * count], DIVERSITY_DRAWS)
-        found = feature_set(restored)
+        found = None if features is None else by_parts(features, restored)
         metrics = {} if features is None else {name: fn(found, reference) for name, fn in SET_METRICS.items()}
         if not generates:
-            metrics |= {name: float(np.mean(fn(restored, truth))) for name, fn in PIXEL_METRICS.items()}
+            metrics |= {name: float(by_parts(fn, restored, truth).mean()) for name, fn in PIXEL_METRICS.items()}
         metrics["diversity"] = diversity(drawn)
         rows.append(Row(sampler.label, sampler.nfe, metrics, rate))
-        images[f"{sampler.label} {sampler.nfe}"] = restored
+        images[f"{sampler.label} {sampler.nfe}"] = restored[shown]
         report(rows[-1])
     return rows, images
 

@@ -347,8 +347,10 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     ]
 
     def report(row: Row) -> None:
-        log.info("evaluated %s with %d NFE: %.1f images/s", row.label, row.nfe, row.images_per_second)
+        found = ", ".join(f"{name} {value:.4g}" for name, value in row.metrics.items())
+        log.info("%s with %d NFE: %s; %.1f images/s", row.label, row.nfe, found, row.images_per_second)
 
+    few = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
     rows, images = evaluate(
         samplers,
         job.test(),
@@ -357,6 +359,7 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         key=_key(job, "evaluate"),
         generates=job.generates,
         report=report,
+        shown=few,
     )
     say(f"\n{table(rows)}\n")
     first, slowest = rows[0], max((row for row in rows if row.label == "teacher"), key=lambda row: row.nfe)
@@ -382,10 +385,9 @@ def evaluate_both(job: Job, folder: Path, seconds: dict[str, float]) -> None:
             path.write_text(json.dumps(content, indent=1))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; the table above is all of its numbers") from error
-    few = np.linspace(0, job.test().x_T.shape[0] - 1, PICTURE_EXAMPLES).astype(int)
-    picture, columns = folder / "samples.png", _between(job, job.test(), images)
+    picture = folder / "samples.png"
     with expendable(picture):
-        save_grid(picture, {name: np.asarray(x)[few] for name, x in columns.items()})
+        save_grid(picture, _between(job, jax.tree.map(lambda x: x[few], job.test()), images))
     say(f"Wrote {path} and {picture}.")
 
 

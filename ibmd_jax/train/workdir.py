@@ -74,7 +74,8 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"another run is at work in {folder}: wait for its end, or stop it, or set another --workdir"
+                f"another run is at work in {folder}: wait for its end, or stop it, or set another --workdir (where "
+                "there is none, a file server may hold the lock of a machine that is gone: remove .lock)"
             ) from error
         except OSError as error:
             log.info("%s cannot be locked (%s): take care that one run alone trains in it", folder, error.strerror)

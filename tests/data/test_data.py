@@ -2,6 +2,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,26 @@ def test_worker_processes_change_nothing_and_leave_signals_to_the_run():
             assert len(workers) == 2
             for worker in workers:
                 os.kill(worker.pid, signal.SIGTERM)
+
+
+KILLED = """
+import multiprocessing, os, signal
+from ibmd_jax.data.emoji import emoji
+from ibmd_jax.data.pipeline import examples
+from ibmd_jax.data.source import Options
+if __name__ == "__main__":
+    stream = examples(emoji("", "train", Options(32)), seed=3, batch_size=8, workers=2)
+    next(stream)
+    print(len(multiprocessing.active_children()) > 0, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
+    """They have its output, which does not end before they do."""
+    (tmp_path / "run.py").write_text(KILLED)
+    done = subprocess.run([sys.executable, tmp_path / "run.py"], stdout=subprocess.PIPE, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("True\n", -signal.SIGKILL)
 
 
 def test_a_few_batches_are_asked_for_ahead():

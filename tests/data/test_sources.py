@@ -347,6 +347,15 @@ def test_an_unreadable_image_is_named_or_skipped_and_counted(tmp_path, caplog):
     refused(f"folder:{tmp_path}", "none of the 2 images is readable", on_error="skip")
 
 
+def test_an_image_that_the_file_system_refuses_is_not_skipped(tmp_path, caplog):
+    folder_of(tmp_path, 3, size=(16, 16))
+    source = open_source(f"folder:{tmp_path}", "train", Options(16, on_error="skip"))
+    (tmp_path / "001.png").unlink()
+    with pytest.raises(UserError, match=r"there is no file .*001.png$"):
+        rows(source)
+    assert not caplog.records
+
+
 def test_what_a_source_lacks_is_found_at_the_start(tmp_path):
     x, label = np.zeros((4, 4, 3), np.uint8), np.int32(3)
     check_example({"x_0": x, "label": label}, True, Conditioning(4), "s")

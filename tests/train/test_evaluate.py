@@ -9,6 +9,8 @@ from PIL import Image
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
+from ibmd_jax.metrics import PIXEL_METRICS
+from ibmd_jax.metrics.pixels import psnr
 from ibmd_jax.train.evaluate import Row, Sampler, diversity, evaluate, other_inputs, restore, split, table
 from ibmd_jax.train.optim import OPTIMIZERS, make_optimizer
 from ibmd_jax.train.pictures import save_grid
@@ -50,6 +52,31 @@ def test_evaluate_measures_each_sampler():
     assert [r.metrics["diversity"] for r in rows] == [0, 0]
 
 
+def test_no_more_than_a_part_is_on_the_devices_and_of_many_images_a_few_are_returned(monkeypatch):
+    sizes, live = [], []
+
+    def counted(x, y):
+        sizes.append(len(x))
+        return psnr(x, y)
+
+    def parts():
+        for part in split(TEST, 4):
+            live.append(len(jax.live_arrays()))
+            yield part
+
+    monkeypatch.setitem(PIXEL_METRICS, "psnr", counted)
+    zero = Sampler("zero", 1, jax.jit(lambda params, key, b: b.x_T + params), jnp.float32(0))
+    few = np.array([1, 9])
+    (row,), images = evaluate([zero], TEST, None, batch_size=4, key=jax.random.key(0), shown=few)
+    assert sizes == [4, 4, 2]
+    np.testing.assert_allclose(row.metrics["psnr"], np.mean(psnr(TEST.x_T, TRUTH)), rtol=1e-6)
+    np.testing.assert_array_equal(images["zero 1"], TEST.x_T[few])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)  # once
+    restore(zero, parts, 10, jax.random.key(0))
+    assert len(live) == 3
+    assert live[2] == live[1]  # nothing is left of the first part
+
+
 def test_several_processes_sample_equally_often(monkeypatch):
     """Each would measure another time, and a program with collectives waits for all of them."""
     calls = []
@@ -59,7 +86,8 @@ def test_several_processes_sample_equally_often(monkeypatch):
         return batch.x_0
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    restore(Sampler("quick", 1, jax.jit(sample), jnp.float32(0)), [Batch(TRUTH, TRUTH)], 10, jax.random.key(0))
+    quick = Sampler("quick", 1, jax.jit(sample), jnp.float32(0))
+    restore(quick, lambda: [Batch(TRUTH, TRUTH)], 10, jax.random.key(0))
     jax.effects_barrier()
     assert len(calls) == 1
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 import resource
 import signal
 import time
@@ -209,6 +210,15 @@ def filling(disk, first, last, kill_at=None):
             yield batch
 
     return iterate
+
+
+def test_a_full_disk_leaves_no_more_checkpoints_than_are_kept(tmp_path, caplog):
+    schedule = SCHEDULE._replace(save_every=2, keep=1)
+    with full_disk() as disk:
+        run(tmp_path, method=large(), size=100_000, data=filling(disk, 4, 7), schedule=schedule)
+    assert re.search("step [24] is still there. The run goes on", caplog.text)
+    assert "none is there" not in caplog.text
+    assert saved(tmp_path) == [10]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, caplog):
