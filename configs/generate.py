@@ -56,7 +56,7 @@ METHODS = {
         "reference_steps": 16,  # of these
         "normalise": True,
         "logit_clip": 10.0,
-        "ratio_clip": (0.1, 20.0),
+        "ratio_clip": (0.05, 10.0),
         "ratio_mean": True,
         "weight_mean": True,
         "adversarial": 0.0,

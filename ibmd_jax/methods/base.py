@@ -63,6 +63,8 @@ def mean_gradient(
 ) -> tuple[tuple[Array, Any], Params]:
     """jax.value_and_grad of a mean over examples, in microbatches that one after the other use the same memory.
 
+    On accelerators, that is: XLA for CPUs gives the parts memory of their own.
+
     Args:
         loss: (params, inputs) -> (mean over the examples of `inputs`, further results, each leaf with one entry for an
             example).

@@ -95,8 +95,8 @@ def on_features(denoise: Denoise, head_init: Callable[[], Params], head: Callabl
 class State(NamedTuple):
     """step counts finished steps; `ema` averages the student, and is what is deployed.
 
-    auxiliary and classifier have one optimiser. ratio_mean [RATIO_BINS] and weight_mean are moving averages of r, for
-    equal parts of [0, T], and of h''(r) r.
+    auxiliary and classifier have one optimiser. ratio_mean [RATIO_BINS] and weight_mean are moving averages of 1 / r,
+    for equal parts of [0, T], and of h''(r) r.
     """
 
     step: Array
@@ -144,7 +144,7 @@ def dibregman(
     auxiliary_weight: WeightFn = one,
     normalise: bool = True,
     logit_clip: float = 10.0,
-    ratio_clip: tuple[float, float] = (0.1, 20.0),
+    ratio_clip: tuple[float, float] = (0.05, 10.0),
     ratio_mean: bool = True,
     weight_mean: bool = True,
     adversarial: float = 0.0,
@@ -160,12 +160,14 @@ def dibregman(
 
     Args:
         divergence: h, one of DIVERGENCES or `power`.
-        reference: (teacher, key, batch) -> y_0 of (4), such as the teacher's samples; None: batch.x_0.
+        reference: (teacher, keys [B], batch) -> y_0 of (4), such as the teacher's samples; None: batch.x_0.
         auxiliary_updates: of auxiliary network and classifier, before one of the student; each has a batch.
         student_weight: omega(t) of (3). auxiliary_weight: lambda(t) of the auxiliary network's loss.
         normalise: divides each example's (3) by its mean |x_0 - x_0_*|, as DMD does.
         logit_clip: bound of |d|; ratio_clip: bounds of r; 0 and (0, inf) leave them.
-        ratio_mean: divides r by its moving average in its tenth of [0, T]. weight_mean: divides h''(r) r by its own.
+        ratio_mean: multiplies r by the moving average of 1 / r in its tenth of [0, T]. The true one is 1, as 1 / r is
+            p / q and x_t is drawn from q. (That of r is more than 1: to divide by it would be wrong.)
+        weight_mean: divides h''(r) r by its own moving average.
         adversarial: weight of softplus(-d(x_t)) in the student's loss, a further, plainly adversarial refinement.
         noise_channels: channels of z; 0 where x_T is noise alone. With an image as x_T every density is given x_T, so
             the student needs z even if that image is noisy.
@@ -217,15 +219,15 @@ def dibregman(
     def update_auxiliary(state: State, teacher: Params, batch: Batch, key: Key) -> tuple[State, tuple[Array, ...]]:
         """One update of the auxiliary network and of the classifier on (4)."""
         student, teacher = gathered((state.student, teacher))
-        batch = batch._replace(x_0=batch.x_0 if reference is None else reference(teacher, key, batch))
-        if batch.x_0 is None:
+        if batch.x_0 is None and reference is None:
             raise ValueError("dibregman needs clean images, or a reference: the batch has no x_0")
 
         def loss_fn(trained: tuple[Params, Params], inputs: tuple) -> tuple[Array, tuple[Array, Array]]:
             (phi, judge), (part, (t, keys)) = trained, inputs
             x_0 = student_image(jax.lax.stop_gradient(student), part, keys)
             x_t = noised(x_0, t, part, keys)
-            y_t = noised(part.x_0, t, part, stream(keys, "clean"))
+            y_0 = part.x_0 if reference is None else reference(teacher, keys, part)
+            y_t = noised(y_0, t, part, stream(keys, "clean"))
             matching = denoising_error(denoise, bridge, phi, x_t, t, x_0, part, auxiliary_weight)
             told = jax.nn.softplus(-classifier.logit(judge, phi, y_t, t, part))
             told = told + jax.nn.softplus(classifier.logit(judge, phi, x_t, t, part))
@@ -239,10 +241,10 @@ def dibregman(
         return new, (*(x.mean() for x in terms), optax.tree.norm(grads))
 
     def ratio(state: State, logit: Array, t: Array) -> tuple[Array, Array]:
-        """r [B] of (4), clipped; and divided by its mean."""
+        """r [B] of (4), clipped; and such that 1 / r is 1 on average."""
         r = jnp.exp(-(jnp.clip(logit, -logit_clip, logit_clip) if logit_clip else logit))
         clipped = jnp.clip(r, *ratio_clip)
-        return clipped, clipped / state.ratio_mean[tenth(t)] if ratio_mean else clipped
+        return clipped, clipped * state.ratio_mean[tenth(t)] if ratio_mean else clipped
 
     def tenth(t: Array) -> Array:
         return jnp.minimum((t / bridge.T * RATIO_BINS).astype(jnp.int32), RATIO_BINS - 1)
@@ -275,7 +277,7 @@ def dibregman(
         student, n = optax.apply_updates(state.student, updates), state.step + 1
         inside = jax.nn.one_hot(tenth(t), RATIO_BINS)
         count = inside.sum(0)
-        of_bins = jnp.where(count > 0, clipped @ inside / jnp.maximum(count, 1), state.ratio_mean)
+        of_bins = jnp.where(count > 0, (1 / clipped) @ inside / jnp.maximum(count, 1), state.ratio_mean)
         averages = ema_update((state.ratio_mean, state.weight_mean), (of_bins, weight.mean()), n, AVERAGING)
         unknown = jnp.float32(jnp.nan)
         info = Info(distance.mean(), unknown, unknown, r.mean(), weight.mean(), optax.tree.norm(grads), unknown)

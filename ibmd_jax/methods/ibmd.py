@@ -75,8 +75,9 @@ class Info(NamedTuple):
     L updates. At the auxiliary's minimum the loss is not negative: where it stays so, the auxiliary, too noisy or too
     slow, is worse than the teacher on the student's own images (what came of that: methods/README.md). The identities
     are E[x_0_hat (x_0_hat - x_0)] of the teacher and of the auxiliary network: 0 for the posterior mean of the
-    student's own x_0, so the second is near 0 while the auxiliary keeps up, the first when the student has converged
-    (not so with real_data: the networks then learn of clean images, too).
+    student's own x_0, so the second is near 0 while the auxiliary keeps up, the first when the student has converged.
+    Neither holds with real_data, of whose terms the loss has no part: the networks then learn of clean images, too;
+    nor does the first with `normalise`.
     """
 
     loss: Array

@@ -275,10 +275,10 @@ def test_the_stabilisers_by_hand():
     expect({}, raw)
     expect({"logit_clip": 0.5}, jnp.exp(-jnp.clip(logit, -0.5, 0.5)))
     expect({"ratio_clip": (0.9, 1.2)}, jnp.clip(raw, 0.9, 1.2))
-    expect({"ratio_mean": True}, raw / (1.0 + tenth))
+    expect({"ratio_mean": True}, raw * (1.0 + tenth))
     expect({"weight_mean": True}, raw / 3.0)
     expect({"normalise": True}, raw / jnp.abs(made - good)[:, 0])
-    both = jnp.clip(raw, 0.9, 1.2) / (1.0 + tenth)
+    both = jnp.clip(raw, 0.9, 1.2) * (1.0 + tenth)
     expect({"ratio_clip": (0.9, 1.2), "ratio_mean": True, "weight_mean": True}, both / 3.0)
 
 
@@ -287,10 +287,38 @@ def test_means_of_ratio_and_weight_follow_the_batches():
     decay = 2 / 11  # of the first update
     np.testing.assert_allclose(after.weight_mean, decay * 3.0 + (1 - decay) * info.weight, rtol=1e-5)
     only = method(time_sampler=lambda key, batch, t_min, t_max: jnp.full((batch,), 0.25))
-    _, info, after = direction(only)
+    after = direction(only)[2]
+    mean, deviation = of_inverse(512, jnp.full(512, 0.25))
+    assert deviation > 0.3
     expected = np.arange(1.0, 11.0)
-    expected[2] = decay * 3.0 + (1 - decay) * float(info.ratio)
+    expected[2] = decay * 3.0 + (1 - decay) * mean
     np.testing.assert_allclose(after.ratio_mean, expected, rtol=1e-5)
+
+
+def of_inverse(n, t):
+    """Mean and deviation of the true p / q over n of the student's images at times t, as `direction` draws them."""
+    keys = jax.random.split(stream(jax.random.key(0), "examples"), n)
+    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
+    x_t = BRIDGE.alpha(t)[:, None] * (STUDENT["m"] + STUDENT["s"] * z) + BRIDGE.sigma(t)[:, None] * eps
+    inverse = jnp.exp(log_ratio(x_t, t))
+    return float(inverse.mean()), float(inverse.std())
+
+
+@pytest.mark.parametrize("off", [0.0, 0.7])
+def test_the_mean_of_the_ratio_corrects_a_classifier_and_leaves_a_perfect_one(off):
+    """Of a logit that is off by a number, the means come to rest where the gradient is the true one."""
+    n, t = 16384, jnp.full(16384, 0.35)
+    judge = knowing(lambda x_t, t: log_ratio(x_t, t) + off)
+    true, found = (
+        method(classifier, divergence=DIVERGENCES["jeffreys"], time_sampler=lambda *_: t, **settings)
+        for classifier, settings in ((ANALYTIC, {}), (judge, {"ratio_mean": True}))
+    )
+    expected = direction(true, examples=n)[0]
+    state, batch = found.init((STUDENT, STUDENT)), images(jax.random.key(9), TEACHER, n)
+    state = state._replace(ratio_mean=jnp.full(10, jnp.exp(off)))
+    after, _ = found.updates["student"].apply(state, TEACHER, batch, jax.random.key(0))
+    np.testing.assert_allclose(after.ratio_mean, state.ratio_mean, rtol=0.02)
+    jax.tree.map(lambda x, y, z: np.testing.assert_allclose(x - y, z, rtol=1e-4), STUDENT, after.student, expected)
 
 
 def test_the_adversarial_term_lowers_softplus_of_minus_the_logit():
@@ -361,13 +389,20 @@ def test_microbatches_change_nothing(own):
 
 
 def test_the_reference_may_be_the_teachers_samples():
-    m = method(reference=lambda teacher, key, batch: jnp.full_like(batch.x_T, teacher["m"]), rates=(0.0, 0.1))
-    same = method(rates=(0.0, 0.1))
+    asked = []
+
+    def reference(teacher, keys, batch):
+        asked.append((len(keys), len(batch.x_T)))
+        return jnp.full_like(batch.x_T, teacher["m"])
+
+    m = method(reference=reference, rates=(0.0, 0.1), accumulate=2)
+    same = method(rates=(0.0, 0.1), accumulate=2)
     x_T = jnp.zeros((8, 1))
     state, key = m.init((STUDENT, STUDENT)), jax.random.key(0)
     found, _ = m.updates["auxiliary"].apply(state, TEACHER, Batch(x_T), key)
     expected, _ = same.updates["auxiliary"].apply(state, TEACHER, Batch(x_T, x_T + TEACHER["m"]), key)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert set(asked) == {(4, 4)}  # part by part, as the rest
     with pytest.raises(ValueError, match="needs clean images, or a reference"):
         same.updates["auxiliary"].apply(state, TEACHER, Batch(x_T), key)
 
