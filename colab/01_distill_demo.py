@@ -15,7 +15,8 @@
 # from it, both are measured, and the student fills holes in drawings of yours. On a GPU or TPU this takes minutes; a
 # CPU gets the quick variant, a minute or two, whose images are blurs.
 #
-# Install: clone the repository, `pip install -e .` in it (`.[cuda]` on a GPU, `.[tpu]` on a TPU), and open this there.
+# Install: clone the repository, `pip install -e .` in it (`.[cuda]` on a GPU, `.[tpu]` on a TPU), and open this there
+# (on Colab: `%cd` into the clone first).
 
 # %%
 import importlib

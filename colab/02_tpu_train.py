@@ -14,8 +14,8 @@
 # Trains in a process of its own, all in one folder: on Colab put that on Drive. When the session is gone, open the
 # notebook again and run all of it: the run goes on from its last checkpoint, and ends with the same bits.
 #
-# Install: clone the repository, `pip install -e .[tpu]` in it, restart, and open this there. Without a TPU it does the
-# quick variant of the embedded task, in a minute or two.
+# Install: clone the repository, `pip install -e .[tpu]` in it, restart, and open this there (on Colab: `%cd` into the
+# clone first). Without a TPU it does the quick variant of the embedded task, in a minute or two.
 
 # %%
 import os

@@ -23,7 +23,8 @@ code: see methods/ibmd.py.
 | inpaint-dbim   | DBIM, class labels  | 4   | 4.03; at 2: 4.23; at 1: 5.87 | 12 h |
 
 FID is that of the paper's protocol: Inception, ImageNet against the training or validation set, edges2handbags and
-DIODE against the training set. It is not computed here: --mode=sample writes the restored images for clean-fid.
+DIODE against the training set. It is not computed here: --mode=sample writes restored test images for clean-fid, all of
+them with --config.evaluate.examples=0 (else 1000; the host's memory holds them), and with --input those of a folder.
 Data: an ImageNet folder with train and val; edges2handbags as pix2pix ships it, or tfds:edges2handbags; and
 tfds:diode_normals (see python -m ibmd_jax.data.prepare --help). The full-size rows were built and traced here, not run.
 """

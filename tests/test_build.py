@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 from ibmd_jax.bridges import BRIDGES, DDBMVP, OtOde
@@ -23,6 +24,7 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.corruptions import corruption
 from ibmd_jax.data.emoji import name_embeddings, rows_of
+from ibmd_jax.networks import NETWORKS
 from ibmd_jax.train.checkpoint import load_params
 from ibmd_jax.train.job import load_teacher, run
 from ibmd_jax.train.workdir import check_workdir
@@ -148,6 +150,31 @@ def test_T_may_be_a_number_that_float32_rounds():
     build_model(config)
 
 
+class Joining(nn.Module):
+    """A network of one's own that lets z in beside x, and sows no features."""
+
+    @nn.compact
+    def __call__(self, x, t, cond=None, z=None):
+        return nn.Conv(3, (3, 3))(x if z is None else jnp.concatenate([x, z], -1))
+
+
+def test_what_a_network_of_ones_own_lacks_is_told_before_its_teacher_is_trained(monkeypatch):
+    monkeypatch.setitem(NETWORKS, "joining", Joining)
+    config = quicktest()
+    with config.unlocked():
+        config.network = {"name": "joining", "conditional": False}
+    build_model(config)
+    config.distill.noise_channels = 3
+    with pytest.raises(UserError, match=r"noise_channels = 3: .*\(3, 3, 6, 3\). z has to enter by a layer of its own"):
+        build_model(config)
+    for method in ("sfddm", "dibregman"):
+        config = config_files.load("generate").get_config(f"{method},quicktest")
+        with config.unlocked():
+            config.network = {"name": "joining", "conditional": False}
+        with pytest.raises(UserError, match="Joining sows no features"):
+            build_model(config)
+
+
 @pytest.mark.parametrize("section", ["", "data", "teacher", "distill", "evaluate", "schedule"])
 def test_a_misspelt_field_is_told(section):
     config = quicktest()
@@ -243,7 +270,7 @@ def test_what_would_fail_after_the_training_is_said_before(tmp_path):
         build(config)
     config.evaluate.features = "none"
     config.distill.start = str(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"no checkpoint at .*nowhere"):
+    with pytest.raises(UserError, match=r"config.distill.start: no checkpoint at .*nowhere"):
         run(build(config), tmp_path / "run", "all")
     assert not (tmp_path / "run").exists()
     np.savez(tmp_path / "small.npz", x_0=np.zeros((2, 8, 8, 3), np.uint8))
@@ -388,7 +415,9 @@ def test_images_to_restore_are_made_as_those_of_the_training(tmp_path, caplog):
     assert batch.x_T.shape == (3, 32, 32, 3)  # the middle of each
 
     (tmp_path / "a" / "1.png").write_bytes(b"no image")
-    with pytest.raises(UserError, match=r"1.png.* To pass such images over, set config.data.on_error=skip"):
+    with pytest.raises(
+        UserError, match=r"1.png.* set config.data.on_error=skip \(without --config: on_error in WORKDIR"
+    ):
         list(build_data(config).inputs(given, False)[1])
     config.data.on_error = "skip"
     ((names, batch),) = build_data(config).inputs(given, False)[1]

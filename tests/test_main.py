@@ -210,7 +210,11 @@ def test_bad_input_is_one_clear_error_before_any_work(environment, tmp_path, nam
 
 
 def test_a_missing_configuration_and_an_unknown_variant(environment, tmp_path):
-    for config, message in (("configs/nothing.py", "nothing.py"), ("configs/inpaint.py:fast", "dibregman, not 'fast'")):
+    for config, message in (
+        ("configs/nothing.py", "nothing.py"),
+        ("configs/inpaint.py:fast", "dibregman, not 'fast'"),
+        ("runs/inpaint/config.json", "config.json is what a run wrote: give --workdir=its folder, without --config"),
+    ):
         code, out = run(environment, f"--config={config}", f"--workdir={tmp_path}")
         assert code != 0
         assert message in out

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from benchmarks.quality import best_teachers
 from ibmd_jax.bridges import BRIDGES
 from ibmd_jax.build.methods import sampling_of
 from ibmd_jax.core.errors import UserError
@@ -63,6 +64,21 @@ def test_the_ratios_in_the_text_are_those_of_the_results():
     assert f"vary by {min(ratios):.2f} to {max(ratios):.2f} of what the teacher's do" in README.replace("\n", " ")
     methods = (ROOT / "ibmd_jax/methods/README.md").read_text().replace("\n", " ")
     assert "is {:.2f}, {:.2f} and {:.2f} of the teacher's at 100, by seed".format(*ratios) in methods
+
+
+def test_the_table_of_teachers_that_see_x_T_is_that_of_the_results():
+    found = json.loads((ROOT / "benchmarks/results/quality.json").read_text())
+    tasks = {"sketches (three seeds)": "sketch", "inpainting": "inpaint", "Twemoji to Noto": "twemoji-noto"}
+    rows = re.findall(r"^\| ([^|]+) \| ([\d., ]+) \| ([\d., ]+) \| ([\d., ]+) \|$", README, re.M)
+    assert {name for name, *_ in rows} == tasks.keys()
+    for name, *columns in rows:
+        wanted = []
+        for seed in found[f"{tasks[name]} ddbm"].values():
+            one = next(row["metrics"] for row in seed if row["label"] == "IBMD")
+            best = {row["nfe"]: row["metrics"] for row in best_teachers(seed) if row["label"].startswith("teacher")}
+            fids = [one["fid"] / best[nfe]["fid"] for nfe in (100, 10)]
+            wanted.append([f"{x:.2f}" for x in (*fids, one["diversity"] / best[100]["diversity"])])
+        assert [tuple(column.split(", ")) for column in columns] == list(zip(*wanted, strict=True)), name
 
 
 def test_links_lead_somewhere():

@@ -162,7 +162,9 @@ def _inputs(
                 yield i, fit_named(files[i], options)
             except UserError as error:
                 if options.on_error == "raise":
-                    raise UserError(f"{error}. {TO_SKIP}") from error
+                    raise UserError(
+                        f"{error}. {TO_SKIP} (without --config: on_error in WORKDIR/config.json)"
+                    ) from error
                 log.warning("skipped: %s", error)
 
     def parts() -> Iterator[tuple[list[str], Batch]]:

@@ -150,8 +150,8 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
     if d["noise_channels"] == d["t_start"] == 0 and (c["network"]["conditional"] or not noisy):
         log.warning(
             "config.distill.noise_channels = 0: this student gives one x_0 for an x_T, where its teacher draws from "
-            "many; %d would let it draw, too",
-            c["data"]["channels"],
+            "many; %s would let it draw, too",
+            "t_start = 0.9" if c["network"]["conditional"] else c["data"]["channels"],
         )
     names = ("auxiliary_updates", "normalise", "noise_channels", "ema_decay", "t_min", "accumulate")
     return (parts.denoise, parts.bridge, student, auxiliary), {
@@ -251,6 +251,8 @@ def _one_network(c: dict[str, Any], parts: Parts, method: Callable[..., Method],
 
 
 def _sfddm(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
+    if c["distill"]["hidden"] == "features":
+        _features_shape(parts)  # a network without them is told before its teacher is trained
     names = ("hidden", "output_weight", "hidden_weight", "chain", "distance")
     return _one_network(c, parts, methods.sfddm, {name: c["distill"][name] for name in names})
 
@@ -289,15 +291,18 @@ def _dibregman(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]
 
 def _head(parts: Parts, key: Key) -> tuple[Callable[[], Params], Callable[..., Array]]:
     """The classifier's own layers: what makes their parameters, and (parameters, features) -> logit."""
-    head = Head()
+    head, shape = Head(), _features_shape(parts)
+    return lambda: head.init(key, jnp.zeros(shape))["params"], lambda params, h: head.apply({"params": params}, h)
+
+
+def _features_shape(parts: Parts) -> tuple[int, ...]:
+    """Of one image's features. Raises: UserError for a network without."""
 
     def features() -> Array:
-        x = jnp.zeros((1, *parts.image_shape))
-        cond = parts.conditioning.example(1)
-        return parts.denoise(parts.init_params(key, 0), x, jnp.ones(1), x, cond, features=True)[1]
+        x, cond = jnp.zeros((1, *parts.image_shape)), parts.conditioning.example(1)
+        return parts.denoise(parts.init_params(jax.random.key(0), 0), x, jnp.ones(1), x, cond, features=True)[1]
 
-    shape = jax.eval_shape(features).shape
-    return lambda: head.init(key, jnp.zeros(shape))["params"], lambda params, h: head.apply({"params": params}, h)
+    return jax.eval_shape(features).shape
 
 
 def _teacher_samples(parts: Parts, steps: int) -> Callable[[Params, Key, Batch], Array]:

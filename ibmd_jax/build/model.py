@@ -20,6 +20,7 @@ from ibmd_jax.methods.base import Method
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.networks.adapters import from_linen
 from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
+from ibmd_jax.networks.generator import with_new_inputs
 from ibmd_jax.samplers import SAMPLERS
 from ibmd_jax.train.checkpoint import read_meta
 from ibmd_jax.train.job import teacher_folders
@@ -156,6 +157,15 @@ def model_of(c: dict[str, Any]) -> Model:
     if made.shape[1:] != image_shape:
         raise UserError(f"config.network: its output is {made.shape[1:]} for images of {image_shape}: set out_channels")
 
+    if channels := c["distill"].get("noise_channels", 0):
+        key = jax.random.key(0)
+        try:
+            jax.eval_shape(lambda: with_new_inputs(init_params(key, 0), init_params(key, channels)))
+        except UserError as error:
+            raise UserError(
+                f"config.distill.noise_channels = {channels}: {error}. z has to enter by a layer of its own, which "
+                "begins at 0"
+            ) from error
     given = [
         _denoiser(model["network"], make_parametrisation(model["parametrisation"]), bridge, image_shape)
         for model in c["teacher"].get("models", [])

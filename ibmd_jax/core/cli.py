@@ -13,6 +13,10 @@ def parse(argv: list[str]) -> list[str]:
 
     A wrong flag, configuration file, field or value, and an argument that is no flag, end the program with status 2.
     """
+    for given in argv:
+        if given.startswith("--config=") and given.endswith(".json"):
+            print(f"error: {given} is what a run wrote: give --workdir=its folder, without --config", file=sys.stderr)
+            sys.exit(2)
     try:
         rest = flags.FLAGS(argv)
         _ = flags.FLAGS.config and flags.FLAGS.config.name  # a file that could not be loaded answers here

@@ -7,6 +7,7 @@ import jax
 from flax import linen as nn
 from flax import nnx
 
+from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array, Key, Network, Params
 
 
@@ -14,7 +15,7 @@ def from_linen(module: nn.Module) -> Network:
     """A Linen module called as module(x, t, cond, z), with the random stream "dropout" where there is a key.
 
     If it has a field `remat` that is "full", a backward pass keeps its inputs alone and computes it again. What it sows
-    as ("intermediates", "features") are its features.
+    as ("intermediates", "features") are its features; to ask for those of one that sows none is a UserError.
     """
 
     def init(key: Key, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Params:
@@ -28,7 +29,13 @@ def from_linen(module: nn.Module) -> Network:
 
     def features(params: Params, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> tuple[Array, Array]:
         out, sown = module.apply({"params": params}, x, t, cond, z, mutable=["intermediates"])
-        return out, sown["intermediates"]["features"][0]
+        found = sown.get("intermediates", {}).get("features")
+        if found is None:
+            raise UserError(
+                f"{type(module).__name__} sows no features, which this method asks for: before its last layer it needs "
+                "self.sow('intermediates', 'features', activations)"
+            )
+        return out, found[0]
 
     if getattr(module, "remat", "none") == "full":
         apply, features = jax.checkpoint(apply), jax.checkpoint(features)

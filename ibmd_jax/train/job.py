@@ -105,8 +105,12 @@ def run(job: Job, folder: Path, mode: str) -> None:
             "set config.teacher.checkpoint, and use --mode=distill or --mode=sample"
         )
     if distill in stages:
-        for given in _folders(_starts(job)):
-            check_params(given, _abstract(job))
+        for name, given in _starts(job).items():
+            if given in _folders({name: given}):
+                try:
+                    check_params(given, _abstract(job))
+                except UserError as error:
+                    raise UserError(f"config.distill.{name}: {error}") from error
     check_workdir(folder, job.config, written=not asked.output)
     seconds: dict[str, float] = {}
     with locked(folder) if {train_teacher, distill} & {*stages} else contextlib.nullcontext():
