@@ -135,8 +135,16 @@ def test_an_update_is_compiled_and_measured(split):
     slow = report._replace(cycles={"fusion": 6.0})
     text = preflight.describe(split, [slow], preflight.Chip(report.flops, 1.0, report.bytes / 3, 1.0))
     assert "DOES NOT FIT" in text
-    assert "at least 1000.0 ms for its arithmetic at peak, 3000.0 ms for these bytes;" in text
-    assert "6.00 times the floor of its arithmetic, 2.00 times that of arithmetic or memory" in text
+    assert "at least 1000.0 ms for its arithmetic at peak, 3000.0 ms for these bytes," in text
+    assert "6.00 times the floor of its arithmetic, at most 2.00 times that of arithmetic or memory" in text
+    chip = preflight.Chip(1.0, 1.0, 1.0, report.peak + 150)
+    both = [report._replace(code=code, peak=report.peak + code) for code in (100, 50)]
+    assert preflight.peak_of(both) == chip.memory
+    assert ": fits" in preflight.describe(split, both, chip)
+    refused = preflight.describe(split, both, chip, "student update: too much")
+    assert ": DOES NOT FIT" in refused
+    assert refused.endswith("DOES NOT FIT: student update: too much")
+    assert "a step:" not in refused
 
 
 def test_a_corruption_with_settings_tells_whether_there_is_a_mask():
@@ -144,6 +152,13 @@ def test_a_corruption_with_settings_tells_whether_there_is_a_mask():
     for spec, masked in (("{'name': 'inpaint-center', 'fill': 'grey'}", True), ({"name": "jpeg", "quality": 7}, False)):
         found.data.corruption = spec
         assert (preflight.make_job(found, "teacher", jax.devices()).batch.mask is not None) == masked
+
+
+def test_a_corruption_that_does_not_fit_is_told():
+    found = config()
+    found.data.corruption = {"name": "jpeg", "quality": 0}
+    with pytest.raises(UserError, match=r"config.data.corruption = .*quality"):
+        preflight.make_job(found, "teacher", jax.devices())
 
 
 def test_a_given_teacher_that_is_elsewhere_is_taken_as_configured(capsys):
@@ -161,7 +176,7 @@ def fitting(monkeypatch, peak):
         m = found[stage].batch_size // (len(devices) * found[stage].accumulate)
         tried.append(m)
         failed = "RESOURCE_EXHAUSTED" if peak(m) > 30 else None
-        return preflight.Found(None, [SimpleNamespace(peak=peak(m) * 2**30)], failed)
+        return preflight.Found(None, [SimpleNamespace(peak=peak(m) * 2**30, code=0)], failed)
 
     monkeypatch.setattr(preflight, "preflight", fake)
     found = config(batch_size=64)
@@ -197,6 +212,7 @@ def test_what_compiled_before_an_update_that_does_not_fit_is_kept(monkeypatch, c
     assert [u["name"] for u in found["updates"]] == ["auxiliary"]
     assert found["does_not_fit"] == "student update: Used 16.12G of 15.75G hbm"
     assert "auxiliary update, 2 in a step" in printed.out
+    assert "DOES NOT FIT: student update" in printed.out
     assert "does not fit: student update: Used 16.12G of 15.75G hbm" in printed.err
 
 

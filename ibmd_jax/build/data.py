@@ -56,7 +56,7 @@ def data_of(
     for section in ("teacher", "distill", "evaluate") if opened else ("evaluate",):
         size = c[section]["batch_size"]
         check_divisible(f"config.{section}.batch_size", size, mesh, c[section].get("accumulate", 1))
-    corrupts = _corruption(data["corruption"], image_shape)
+    corrupts = make_corruption(data["corruption"], image_shape)
     tasks = label_count(data["corruption"]) if corrupts else 0
     blind = bool(c["distill"].get("blind", False))  # a label of the network that no example has
     labels = conditioning.classes - blind
@@ -108,7 +108,7 @@ def data_of(
     )
 
 
-def _corruption(spec: str | dict[str, Any], image_shape: tuple[int, int, int]) -> Callable[..., Corrupted] | None:
+def make_corruption(spec: str | dict[str, Any], image_shape: tuple[int, int, int]) -> Callable[..., Corrupted] | None:
     """The corruption that a name, or a name with settings, stands for, tried for its shape; None for "none"."""
     if spec == "none":
         return None

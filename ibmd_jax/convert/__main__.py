@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from ibmd_jax.build.model import make_bridge, make_parametrisation
+from ibmd_jax.build.model import make_bridge, make_network, make_parametrisation
 from ibmd_jax.convert.names import convert, to_torch
 from ibmd_jax.convert.published import PROCESSES, recognise
 from ibmd_jax.core.errors import UserError, named
@@ -94,10 +94,15 @@ def to_pytorch(source: Path, file: Path) -> None:
     leaves = {name: np.empty(shape, np.float32) for name, shape in read_meta(source)["shapes"].items()}
     params, meta = load_params(source, unflatten_dict(leaves, sep="/"))
     state = to_torch({name: np.asarray(v) for name, v in flatten_dict(params, sep="/").items()})
+    model = dict(meta.get("model", {}))
+    if "network" in model:  # all of it, since the file has no preset's name, and its defaults may change
+        module, conditional = make_network(model["network"])
+        fields = {name: getattr(module, name) for name in ADM.__dataclass_fields__ if name not in ("parent", "name")}
+        model["network"] = {"name": "adm", **fields, "conditional": conditional}
     temporary = file.with_suffix(".tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, temporary, {"ibmd_jax": json.dumps(meta.get("model", {}))})
+        save_file(state, temporary, {"ibmd_jax": json.dumps(model)})
         temporary.replace(file)
     except (OSError, SafetensorError) as error:
         if temporary.is_file():

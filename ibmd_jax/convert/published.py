@@ -123,6 +123,10 @@ def _i2sb(found: dict[str, Any], path: Path, head_channels: int) -> Checkpoint:
         if conditional:
             raise UserError(f"{options_file}: with add_x1_noise and cond_x1 it sees x_T without noise: no teacher does")
         notes.append("its x_T had noise of deviation 1 added (add_x1_noise): so must that of your data")
+    if _conditional(state, path) != conditional:
+        raise UserError(
+            f"{options_file}: cond_x1 = {conditional}, but its network has {_channels(state)[0]} input channels"
+        )
     model = {
         "network": {**network_settings(state, head_channels), "legacy_attention": True, "conditional": conditional},
         "bridge": {**bridge, "ot_ode": ot_ode},
@@ -137,9 +141,25 @@ def _with_x_T(state: State) -> State:
     return {**state, "input_blocks.0.0.weight": np.concatenate([first, first], axis=1)}
 
 
-def _kind(state: State) -> str:
+def _channels(state: State) -> tuple[int, int]:
+    """Of input and output."""
+    return state["input_blocks.0.0.weight"].shape[1], state["out.2.weight"].shape[0]
+
+
+def _conditional(state: State, path: Path) -> bool:
+    """Whether it sees x_T beside x_t. Raises: UserError for other inputs, such as a student's noise."""
+    inputs, outputs = _channels(state)
+    if inputs not in (outputs, 2 * outputs):
+        raise UserError(
+            f"{path}: a teacher of {outputs} output channels has {outputs} input channels, or {2 * outputs} with x_T, "
+            f"not {inputs}: is this a student with noise input?"
+        )
+    return inputs != outputs
+
+
+def _kind(state: State, path: Path) -> str:
     """Who wrote a bare state_dict, by its shapes."""
-    if state["input_blocks.0.0.weight"].shape[1] == 3:
+    if not _conditional(state, path):
         return "adm"
     return "dbim" if "label_emb.weight" in state else "ddbm"
 
@@ -189,18 +209,17 @@ def recognise(
         if name not in state:
             raise UserError(f"{path} is not an ADM UNet: it lacks the parameter {name}")
     if ours:
-        network = ours["network"]
-        if state["input_blocks.0.0.weight"].shape[1] != network["out_channels"] * (1 + network["conditional"]):
+        if _conditional(state, path) != ours["network"]["conditional"]:
             raise UserError(f"{path} is a student with noise input, and no teacher has one: use its export")
         _check_unused(path, "says all about itself", given | {"head_channels": head_channels, "attention": attention})
         return Checkpoint("ibmd_jax", state, ours, [])
-    source = source or _kind(state)
-    process = lookup(PROCESSES, source, "source")
     notes = []
     if state["out.2.weight"].shape[0] == 6:
         state = {k: v[:3] if k.startswith("out.2.") else v for k, v in state.items()}
         notes.append("kept the first three of six outputs (the others are ADM's variances)")
-    if x_T and state["input_blocks.0.0.weight"].shape[1] != 3:
+    source = source or _kind(state, path)
+    process = lookup(PROCESSES, source, "source")
+    if x_T and _conditional(state, path):
         _check_unused(path, "has input channels for x_T", {"x_T": x_T})
     if x_T:
         state = _with_x_T(state)
@@ -208,7 +227,7 @@ def recognise(
     network = {
         **network_settings(state, 64 if head_channels is None else head_channels),
         "legacy_attention": source != "ddbm",
-        "conditional": state["input_blocks.0.0.weight"].shape[1] == 6,
+        "conditional": _conditional(state, path),
     }
     return _with_attention(Checkpoint(source, state, {"network": network, **process}, notes), attention)
 

@@ -14,6 +14,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,11 +44,10 @@ class _Kind(NamedTuple):
     dtype: np.dtype
 
 
-class Storage:
-    """What persistent_load gives for a storage: a flat array over the mapped file."""
+class Storage(NamedTuple):
+    """What persistent_load gives for a storage: a flat array over the mapped file, which a pickle cannot exchange."""
 
-    def __init__(self, array: np.ndarray):
-        self.array = array
+    array: np.ndarray
 
 
 def _rebuild_tensor(storage: Storage, offset: int, size: tuple, stride: tuple, *_: Any) -> np.ndarray:
@@ -160,7 +160,15 @@ def _reading(path: Path):
         yield
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}") from error
-    except (OSError, zipfile.BadZipFile, pickle.UnpicklingError, EOFError, ValueError) as error:
+    except (
+        OSError,
+        zipfile.BadZipFile,
+        zlib.error,
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     except (TypeError, AttributeError, KeyError, IndexError, UnicodeError, OverflowError, MemoryError) as error:
         raise UserError(f"cannot read {path}: its pickle is damaged ({type(error).__name__}: {error})") from error

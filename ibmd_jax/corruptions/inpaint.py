@@ -32,7 +32,10 @@ def inpaint_freeform(key: Key, x_0: Array, low: float = 0.1, high: float = 0.3, 
 
     The stroke follows a bounded random walk of `points` corners; the pixels nearest to its path are taken until
     the share is reached, so the brush is as wide as it needs to be and the share is exact to one pixel.
+    Raises: ValueError for shares that are none.
     """
+    if not 0 <= low <= high < 1:
+        raise ValueError(f"low = {low}, high = {high}: the hole's share of the pixels needs 0 <= low <= high < 1")
     h, w, _ = x_0.shape
     k_share, k_start, k_walk, k_fill = jax.random.split(key, 4)
     start = jax.random.uniform(k_start, (1, 2))

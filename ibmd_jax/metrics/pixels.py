@@ -28,7 +28,13 @@ def ssim(x: Array, y: Array, window: int = 11, sigma: float = 1.5) -> Array:
 
     def mean(v: Array) -> Array:
         return jax.lax.conv_general_dilated(
-            v, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=v.shape[-1]
+            v,
+            kernel,
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=v.shape[-1],
+            precision=jax.lax.Precision.HIGHEST,  # accelerators would round what is subtracted below
         )
 
     x, y = _unit(x), _unit(y)

@@ -63,7 +63,7 @@ class Report(NamedTuple):
 
     bytes: all that operations read and write, and collectives: kind -> (count, bytes of results); both as the compiler
         counts, what is in a loop once. temporaries: bytes beside the arguments, activations above all.
-    code: bytes of the program itself, which a TPU keeps in the same memory.
+    code: bytes of the program itself, which a TPU keeps in the same memory; the loop's has all updates'.
     peak: bytes of code, arguments, temporaries, results, and the batches that the training loop holds beside these.
     cycles: the compiler's estimate by kind of operation; empty where it gives none.
     """
@@ -141,10 +141,9 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     import jax.numpy as jnp
 
     from ibmd_jax.build import build_model
-    from ibmd_jax.build.data import AHEAD
+    from ibmd_jax.build.data import AHEAD, make_corruption
     from ibmd_jax.build.methods import METHODS
     from ibmd_jax.core.types import Batch
-    from ibmd_jax.corruptions import corruption
     from ibmd_jax.networks.generator import with_new_inputs
     from ibmd_jax.train.job import teacher_folders
     from ibmd_jax.train.sharding import abstract_state, batch_sharding, check_divisible, make_mesh
@@ -170,7 +169,8 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     key = jax.random.key(0)
     x = images(model.image_shape[2], jnp.float32)
     spec = config.to_dict()["data"]["corruption"]
-    masked = spec != "none" and (jax.eval_shape(corruption(spec), key, jnp.zeros(model.image_shape)).mask is not None)
+    corrupts = make_corruption(spec, model.image_shape)
+    masked = corrupts and jax.eval_shape(corrupts, key, jnp.zeros(model.image_shape)).mask is not None
     batch = Batch(
         x,
         x if stage == "teacher" or METHODS[settings.method].needs_clean(settings) else None,
@@ -268,20 +268,27 @@ def ticking(what: str) -> Iterator[None]:
         thread.join()
 
 
-def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
-    """The table of one preflight."""
+def peak_of(reports: list[Report]) -> int:
+    """Bytes that a chip needs for a step, whose program holds the code of all its updates."""
+    return max(r.peak - r.code for r in reports) + sum(r.code for r in reports)
+
+
+def describe(job: Job, reports: list[Report], chip: Chip | None, does_not_fit: str | None = None) -> str:
+    """The table of one preflight. does_not_fit: of an update that has no report."""
     chips, states = job.mesh.size, sum(job.parts.values()) - job.parts["batch"]
     lines = [f"{chips} x {job.mesh.devices.flat[0].device_kind}, {job.microbatch} examples a chip at once", ""]
     lines += [f"{name:24} {size / MIB:10.1f} MiB a chip" for name, size in job.parts.items()]
-    peak = max(r.peak for r in reports)
+    peak = peak_of(reports)
     for what, size in (
         ("activations and the like", max(r.temporaries for r in reports)),
-        ("the program itself", max(r.code for r in reports)),
+        ("the program itself", sum(r.code for r in reports)),
         ("peak", peak),
     ):
         lines += [f"{what:24} {size / MIB:10.1f}"]
     if chip:
-        lines[-1] += f" of {chip.memory / MIB:.1f}: {'fits' if peak <= chip.memory else 'DOES NOT FIT'}"
+        lines[-1] += (
+            f" of {chip.memory / MIB:.1f}: {'fits' if peak <= chip.memory and not does_not_fit else 'DOES NOT FIT'}"
+        )
     lines += [f"what stays is {states / (job.whole / chips):.2f} times an even share of it all"]
     total = floor = roofline = 0.0
     for r in reports:
@@ -294,16 +301,19 @@ def describe(job: Job, reports: list[Report], chip: Chip | None) -> str:
             total, floor = total + r.count * estimate, floor + r.count * least
             roofline += r.count * max(least, moving)
             lines += [
-                f"  at least {least * 1e3:.1f} ms for its arithmetic at peak, {moving * 1e3:.1f} ms for these bytes;",
+                f"  at least {least * 1e3:.1f} ms for its arithmetic at peak, {moving * 1e3:.1f} ms for these bytes,",
+                "  what is in a loop counted once;",
                 f"  compiler's estimate {estimate * 1e3:.1f} ms, of it",
             ]
             most = sorted(r.cycles.items(), key=lambda item: -item[1])[:5]
             lines += [f"    {cycles / chip.clock * 1e3:10.1f} ms {kind}" for kind, cycles in most]
-    if chip:
+    if does_not_fit:
+        lines += ["", f"DOES NOT FIT: {does_not_fit}"]
+    elif chip:
         lines += [
             "",
             f"a step: {total:.2f} s by the compiler's estimate, {total / floor:.2f} times the floor of its arithmetic, "
-            f"{total / roofline:.2f} times that of arithmetic or memory, whichever is higher",
+            f"at most {total / roofline:.2f} times that of arithmetic or memory, whichever is higher",
         ]
     return "\n".join(lines)
 
@@ -346,7 +356,7 @@ def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> Found:
         if found.does_not_fit:
             print(f"{microbatch} examples a chip do not fit", flush=True)
             return None
-        peak = max(r.peak for r in found.reports)
+        peak = peak_of(found.reports)
         print(f"{microbatch} examples a chip: {peak / GIB:.2f} of {chip.memory / GIB:.2f} GiB", flush=True)
         return found if peak <= chip.memory else None
 
@@ -354,7 +364,7 @@ def largest(config: Any, stage: str, devices: list[Any], chip: Chip) -> Found:
     if tried[1] is None:
         raise UserError("one example a chip does not fit: take more chips, config.network.remat, or bfloat16")
     if all(tried.values()) and len(sizes) > 1:
-        one, two = (max(r.peak for r in found.reports) for found in tried.values())
+        one, two = (peak_of(found.reports) for found in tried.values())
         slope = max((two - one) / (sizes[1] - 1), 1)
         for m in reversed(sizes[2:]):
             if one + slope * (m - 1) <= 1.05 * chip.memory:
@@ -388,7 +398,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if reports:
-        print(describe(job, reports, chip))
+        print(describe(job, reports, chip, does_not_fit))
     if given.fit:
         print(f"\nthe largest microbatch that fits: --config.{given.stage}.accumulate={config[given.stage].accumulate}")
     if given.json:
@@ -410,7 +420,7 @@ def main(argv: list[str]) -> int:
         except OSError as error:
             print(f"error: cannot write {given.json}: {error.strerror}", file=sys.stderr)
             return 2
-    return int(bool(does_not_fit) or (chip is not None and max(r.peak for r in reports) > chip.memory))
+    return int(bool(does_not_fit) or (chip is not None and peak_of(reports) > chip.memory))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import pathlib
 import pickle
 import re
+import struct
 import zipfile
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import torch_zip
+from ibmd_jax.build.model import make_network
 from ibmd_jax.convert.__main__ import main, shapes_of
 from ibmd_jax.convert.names import convert, our_name, to_torch, torch_name
 from ibmd_jax.convert.published import network_settings, recognise
@@ -160,12 +162,17 @@ def test_there_and_back_is_bit_identical(tmp_path, capsys):
             node = node.setdefault(part, {})
         node[leaf] = value
     process = {"bridge": {"name": "i2sb_table", "beta_max": 0.3}, "parametrisation": {"name": "eps"}}
-    model = {"network": {**NETWORK, "legacy_attention": True, "conditional": True}, **process}
+    # As a configuration has it: what is not said is the default.
+    brief = {name: value for name, value in NETWORK.items() if name != "out_channels"}
+    model = {"network": {**brief, "conditional": True}, **process}
     export_params(tmp_path / "ours", nested, {"step": 3, "model": model})
     assert main([str(tmp_path / "ours"), "--to", str(first)]) == 0  # into a new folder
     assert main([str(first), "--to", str(second)]) == 0
     same(loaded(second)[0], params)
-    assert read_meta(second)["model"] == model  # not what its shapes suggest, DDBM
+    found = read_meta(second)["model"]
+    assert make_network(found["network"]) == make_network(model["network"])
+    assert found["network"]["legacy_attention"]  # not what its shapes suggest, DDBM
+    assert {name: found[name] for name in process} == process
     unconditional = {**model, "network": {**model["network"], "conditional": False}}
     save_file(load_file(first), tmp_path / "noise.safetensors", {"ibmd_jax": json.dumps(unconditional)})
     assert main([str(tmp_path / "noise.safetensors"), "--to", str(tmp_path / "none")]) == 2
@@ -227,6 +234,50 @@ def test_a_malicious_pickle_is_refused_by_name_and_nothing_runs(tmp_path, kind):
         with pytest.raises(UserError, match=r"(posix|nt)\.system"):
             load_pickle(tmp_path / "x.pkl")
     assert not marker.exists()
+
+
+def test_a_pickle_cannot_exchange_a_storage_for_what_lies_beyond_its_file(tmp_path):
+    """A view of stride 0 has as many elements as it likes; as a storage it would let the next one read that far."""
+
+    def text(s):
+        return b"X" + struct.pack("<I", len(s)) + s
+
+    def number(n):
+        return b"J" + struct.pack("<i", n)
+
+    def storage(key):
+        kind = text(b"storage") + b"ctorch\nFloatStorage\n" + text(key) + text(b"cpu") + number(4)
+        return b"(" + kind + b"tQ"
+
+    def tensor(of, size, stride):
+        shape = number(0) + number(size) + b"\x85" + number(stride) + b"\x85"
+        return b"ctorch._utils\n_rebuild_tensor_v2\n(" + of + shape + b"tR"
+
+    many = 2_000_000
+    exchange = storage(b"1") + b"q\x01}" + text(b"array") + tensor(storage(b"0"), many, 0) + b"sb0"
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + exchange + tensor(b"h\x01", many, 1) + b".")
+        archive.writestr("a/data/0", bytes(16))
+        archive.writestr("a/data/1", bytes(16))
+    with pytest.raises(UserError, match=r"cannot read .*x\.pt"):
+        load_torch(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_student_s_noise_input_is_no_teacher_s(tmp_path, capsys, outputs):
+    settings = {**NETWORK, "out_channels": outputs}
+    for channels, conditional in ((outputs, False), (2 * outputs, True)):
+        torch_zip.save(tmp_path / "model.pt", to_torch(weights(settings, channels)))
+        found = recognise(tmp_path / "model.pt", head_channels=16)
+        assert found.model["network"]["conditional"] == conditional
+        assert found.source == ("ddbm" if conditional else "adm")
+    torch_zip.save(tmp_path / "model.pt", to_torch(weights(settings, 4 * outputs)))
+    assert main([str(tmp_path / "model.pt"), "--to", str(tmp_path / "out"), "--head_channels", "16"]) == 2
+    assert "is this a student with noise input?" in capsys.readouterr().err
+    student = weights(channels=6)  # of an I2SB teacher that does not see x_T
+    source = i2sb_run(tmp_path / "run", student, student)
+    assert main([str(source), "--to", str(tmp_path / "out"), "--head_channels", "16"]) == 2
+    assert "cond_x1 = False, but its network has 6 input channels" in capsys.readouterr().err
 
 
 def damaged(path, how):

@@ -1,3 +1,4 @@
+import functools
 import re
 
 import jax
@@ -59,9 +60,15 @@ def strokes(low=0.1, high=0.3):
     return np.asarray(_strokes(jax.random.split(jax.random.key(0), 300), low, high))
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _strokes(keys, low, high):
     return jax.vmap(lambda k: inpaint_freeform(k, jnp.zeros((32, 32, 1)), low, high).mask[..., 0])(keys)
+
+
+@pytest.mark.parametrize(("low", "high"), [(10, 20), (0.4, 0.1), (-0.1, 0.2)])
+def test_shares_that_are_none_are_refused(low, high):
+    with pytest.raises(ValueError, match="needs 0 <= low <= high < 1"):
+        inpaint_freeform(jax.random.key(0), jnp.zeros((8, 8, 1)), low, high)
 
 
 @pytest.fixture

@@ -38,6 +38,12 @@ def test_ssim_against_its_definition_with_scipy():
         ssim(X[:, :8], X[:, :8])
 
 
+def test_ssim_asks_for_exact_products():
+    """It subtracts squares of nearly equal numbers; TPUs would otherwise round the images to 8 bits."""
+    x = jnp.zeros((1, 16, 16, 3))
+    assert str(jax.make_jaxpr(ssim)(x, x)).count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 5
+
+
 def test_fid_is_the_frechet_distance_with_scipy_sqrtm():
     x, y = RNG.normal(size=(300, 6)), RNG.normal(size=(200, 6)) @ RNG.normal(size=(6, 6)) + 1
     p, q = feature_statistics(x), feature_statistics(y)
