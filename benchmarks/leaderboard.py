@@ -154,7 +154,7 @@ class Judge:
         self.mean = np.asarray(job.features(self.test.x_0[:COMPARED])).mean(0)
         few = jax.tree.map(lambda x: x[:COMPARED], self.test)
         sampler = Sampler("teacher", STEPS, jax.jit(functools.partial(job.teacher.sample, steps=STEPS)), teacher)
-        made, _ = restore(sampler, split(few, self.size), len(few.x_T), jax.random.key(0))
+        made, _ = restore(sampler, lambda: split(few, self.size), len(few.x_T), jax.random.key(0))
         self.teacher = np.asarray(job.features(made))
 
     def shares(self, images: np.ndarray) -> np.ndarray:

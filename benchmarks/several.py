@@ -4,7 +4,7 @@
 
 The teachers are those of benchmarks/quality.py that see x_T (DDBM), trained if they are not there; each task's rows
 stand beside its teacher's at 100 NFE and its own student's from benchmarks/results/quality.json, whose cells have to
-be there. One-step students; some 17 minutes each on 2 CPU cores, with JAX_NUM_CPU_DEVICES=2; what is trained is not
+be there. One-step students; some 14 minutes each on 2 CPU cores, with JAX_NUM_CPU_DEVICES=2; what is trained is not
 trained again. Writes benchmarks/results/several.{json,md,png}.
 """
 
@@ -39,7 +39,7 @@ from ibmd_jax.train.pictures import save_grid
 
 TOGETHER = ("sr4x", "jpeg-5", "inpaint")  # the student starts at the first one's teacher
 STUDENTS = {"told the task": False, "blind": True}
-STEPS = 800  # twice those of a student of one task: it sees two thirds of their images of each
+STEPS = 600  # half as many again as for one task: each has half as many images as alone
 
 
 def config_of(seed: int, teachers: list[str]) -> ml_collections.ConfigDict:
