@@ -68,7 +68,12 @@ def test_the_ratios_in_the_text_are_those_of_the_results():
 
 def test_the_table_of_teachers_that_see_x_T_is_that_of_the_results():
     found = json.loads((ROOT / "benchmarks/results/quality.json").read_text())
-    tasks = {"sketches (three seeds)": "sketch", "inpainting": "inpaint", "Twemoji to Noto": "twemoji-noto"}
+    tasks = {
+        "sketches (three seeds)": "sketch",
+        "inpainting": "inpaint",
+        "Twemoji to Noto": "twemoji-noto",
+        "4x super-resolution": "sr4x",
+    }
     rows = re.findall(r"^\| ([^|]+) \| ([\d., ]+) \| ([\d., ]+) \| ([\d., ]+) \|$", README, re.M)
     assert {name for name, *_ in rows} == tasks.keys()
     for name, *columns in rows:

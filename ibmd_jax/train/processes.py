@@ -92,14 +92,13 @@ def is_first() -> bool:
 def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
     """A bar of the first process: on a terminal one that moves, in a log file a line now and then."""
     line = "{desc}: {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]\n"
-    seconds = refresh_seconds()
     return tqdm(
         total=total,
         desc=desc,
         unit=unit,
         initial=initial,
-        mininterval=seconds,
-        maxinterval=max(10, seconds),
+        mininterval=refresh_seconds(),
+        miniters=1,  # else another thread adds lines of its own
         bar_format=None if sys.stderr.isatty() else line,
         disable=not is_first(),
     )
