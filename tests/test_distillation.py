@@ -118,6 +118,25 @@ def test_a_teacher_for_each_task(teachers, tmp_path, capsys, blind):
 
 
 @pytest.mark.usefixtures("lenient")
+def test_the_student_of_several_teachers_may_start_as_a_network_that_is_not_told_the_task(teachers, tmp_path):
+    config = tiny({"name": "mixture", "corruptions": TASKS})
+    config.teacher.update(checkpoint=",".join(map(str, teachers)), combine="by_label")
+    config.distill.student_optimizer.learning_rate = 0.0
+    config.distill.start = str(teachers[1])
+    job = build(config)
+    run(job, tmp_path / "run", "distill")
+    student, _ = load_student(job, tmp_path / "run")
+    (_, second, _), _ = load_teacher(job, tmp_path)
+    kept = dict(jax.tree_util.tree_flatten_with_path(student)[0])
+    for path, x in jax.tree_util.tree_flatten_with_path(second)[0]:
+        np.testing.assert_array_equal(kept.pop(path), x)
+    assert all((x == 0).all() for x in kept.values())  # what the teacher has none of: z and the labels
+    config.distill.start = "nowhere"
+    with pytest.raises(UserError, match=r"config\.distill\.start: no checkpoint at"):
+        run(build(config), tmp_path / "other", "distill")
+
+
+@pytest.mark.usefixtures("lenient")
 def test_a_teacher_is_measured_before_there_is_a_student(teachers, tmp_path, capsys, caplog):
     """A picture that cannot be written costs no number; a report that cannot is one error, below its table."""
     config = tiny(TASKS[0])

@@ -108,7 +108,7 @@ def run(job: Job, folder: Path, mode: str) -> None:
         for name, given in _starts(job).items():
             if given in _folders({name: given}):
                 try:
-                    check_params(given, _abstract(job))
+                    _abstract_start(job, given)
                 except UserError as error:
                     raise UserError(f"config.distill.{name}: {error}") from error
     check_workdir(folder, job.config, written=not asked.output)
@@ -222,6 +222,22 @@ def _starts(job: Job) -> dict[str, str]:
     return {name: c[name] or "teacher" for name in ("start", "auxiliary_start") if name == "start" or c.get(name)}
 
 
+def _abstract_start(job: Job, folder: str) -> Params:
+    """Of the parameters in a folder to start from, which may be those of a network that is not told the task.
+
+    Raises: UserError if they are of neither network.
+    """
+    try:
+        check_params(folder, _abstract(job))
+        return _abstract(job)
+    except UserError:
+        if not job.init_teachers:
+            raise
+    abstract = _abstract(job, init_params=job.init_teachers[0])
+    check_params(folder, abstract)
+    return abstract
+
+
 def _folders(starts: dict[str, str]) -> list[str]:
     """Those among `starts`, in an order that all processes have."""
     return sorted(set(starts.values()) - {"teacher", "random"})
@@ -279,7 +295,7 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     teacher, meta = load_teacher(job, folder)
     identity = {"teacher": _hash(meta)}
     starts = _starts(job)
-    loaded = {folder: load_params(folder, _abstract(job)) for folder in _folders(starts)}
+    loaded = {given: load_params(given, _abstract_start(job, given)) for given in _folders(starts)}
     identity |= {name: _hash(loaded[where][1]) for name, where in starts.items() if where in loaded}
     found = _finished(job, folder / "distill", c["steps"], _noise_channels(job))
     if found and found[1]["identity"] == identity:
