@@ -96,12 +96,12 @@ def main() -> None:
                 found[task] += [row._asdict() for row in rows]
                 shown[label] += images.values()
                 print(task, rows[0], flush=True)
+            columns = {**shown, "truth": [test.x_0 for test in tests]}
+            picked = {name: np.concatenate([x[:: len(x) // 3][:4] for x in images]) for name, images in columns.items()}
+            save_grid(path.with_suffix(".png"), picked)
             results[str(seed)] = found
             path.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
             path.with_suffix(".md").write_text(markdown(results))
-        shown["truth"] = [test.x_0 for test in tests]
-        columns = {name: np.concatenate([images[:: len(images) // 3][:4] for images in shown[name]]) for name in shown}
-        save_grid(path.with_suffix(".png"), columns)
 
 
 def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
