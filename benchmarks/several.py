@@ -111,8 +111,8 @@ def markdown(results: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         f"Seeds {', '.join(results)}; the tasks, teachers and columns of [quality.md](quality.md). One network, of the",
         f"size of each teacher, for all three tasks: {STEPS} iterations of 32 images, of a task drawn for each image.",
         "The blind one, once it is here, is not told which. Both begin as one network of all three, "
-        f"{START} steps of bridge\nmatching from the first teacher; one that begins as this teacher (told the task, seed 0) ended at 3.7, 3.3 and 3.5",
-        "times the teachers' FID. Made by `python -m benchmarks.several`.\n",
+        f"{START} steps of bridge\nmatching from the first teacher; one that begins as this teacher (told the task, "
+        "seed 0) ended at 3.7, 3.3 and 3.5\ntimes the teachers' FID. Made by `python -m benchmarks.several`.\n",
         "![Four images of each task](several.png)\n",
         f"| task | model | NFE | {' | '.join(METRICS)} | FID over teacher's at 100 | bar for one task |",
         "|" + "---|" * (len(METRICS) + 5),
