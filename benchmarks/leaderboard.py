@@ -184,11 +184,6 @@ def kept(path: Path, examples: int, make: Callable[[], dict[str, Any]]) -> None:
         raise SystemExit(f"{path} has (examples, budget) = {made}, not {wanted}: take other --runs")
 
 
-# To be taken out with the next run.
-OLD = (
-    "The rows of Di-Bregman with other h than the reverse KL divergence's are of an older version, which divided\n"
-    "r = q / p by its mean. Under q that is more than 1 (the mean of 1 / r is 1), so that r was too small.\n"
-)
 HEADS = ("model", "NFE", "FID", "over the teacher's at {}", "KID", "diversity", "classes", "cosine", "passes")
 HEADS += ("minutes", "seeds")
 
@@ -205,7 +200,6 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
         "The reverse KL divergence pays for a classifier that its gradient does not use: that is its steps. Cosine: of",
         "features, with the teacher's image at 16 NFE from the same noise; control: another teacher, trained for only",
         f"{CONTROL} steps. With several seeds mean ± standard deviation. By `python -m benchmarks.leaderboard`.\n",
-        OLD,
         f"| {' | '.join(HEADS).format(reference['nfe'])} |",
         "|" + "---|" * len(HEADS),
     ]
