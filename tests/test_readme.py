@@ -119,6 +119,16 @@ def test_the_answers_of_the_benchmarks_are_those_of_their_results():
     ended = of("interruptions")
     assert f"at most {ended['most_steps_computed_again']} steps again" in text
     assert f"stopped in {ended['longest_stop_seconds']:.1f} s" in text
+    tasks = of("several")["0"].values()
+    told, blind = (
+        [row["metrics"]["fid"] / rows[0]["metrics"]["fid"] for rows in tasks for row in rows if row["label"] == label]
+        for label in ("IBMD, told the task", "IBMD, blind")
+    )
+    told, blind = ("{:.2f}, {:.2f}, {:.2f}".format(*ratios) for ratios in (told, blind))
+    assert f"FID {told} of each teacher's at 100, told the task; {blind} blind" in text
+    fids = {(row["label"], row["nfe"]): row["metrics"]["fid"] for row in of("leaderboard") if row["seed"] == 0}
+    ours = [fids[name, 1] / fids["teacher", 64] for name in ("IBMD", "Di-Bregman, jensen shannon")]
+    assert "FID {:.2f} (IBMD) and {:.2f} (Di-Bregman, Jensen-Shannon) of the teacher's at 64".format(*ours) in text
 
 
 def test_the_sampler_in_its_readme_and_the_weights_in_theirs_exist():
