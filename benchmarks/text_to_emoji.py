@@ -52,8 +52,7 @@ def markdown(rows: list[dict[str, Any]], settings: str) -> str:
         "# Names to emoji, 32 pixels\n",
         f"{settings}\n398 names of the training set, and the 398 held-out ones.",
         "Own name: the share of images whose own name is the nearest of all names of the set, by a small image encoder",
-        "(`metrics/retrieval.py`); FID and KID by the features of the emoji classifier. The student is of an older",
-        "version of Di-Bregman, which divided r = q / p by its mean.\n",
+        "(`metrics/retrieval.py`); FID and KID by the features of the emoji classifier.\n",
         "| names | model | NFE | seed | own name | of the teacher's at 50 | FID | KID | images/s |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
