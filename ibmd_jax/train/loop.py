@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.streams import step_key
-from ibmd_jax.core.types import Batch, Params
+from ibmd_jax.core.types import Array, Batch, Params
 from ibmd_jax.methods.base import Method
 from ibmd_jax.train.checkpoint import Checkpoints, export_params
 from ibmd_jax.train.processes import is_first, preempted, progress
@@ -166,11 +166,13 @@ def fit(
     for x in jax.tree.leaves(given):  # as large as a network, and the caller holds them until the run is over
         x.delete()
 
-    replicated, key = NamedSharding(mesh, PartitionSpec()), jax.random.key(seed)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    # An argument of the update, so that runs which differ in it alone share one compiled program.
+    key = jax.device_put(np.asarray(jax.random.key_data(jax.random.key(seed))), replicated)
 
     @functools.partial(jax.jit, donate_argnums=0, out_shardings=(sharding, replicated))
-    def update(state: Any, frozen: Params | None, batch: Batch, step: jax.Array) -> tuple[Any, Any]:
-        return method.step(state, frozen, batch, step_key(key, stage, step))
+    def update(state: Any, frozen: Params | None, batch: Batch, key: Array, step: Array) -> tuple[Any, Any]:
+        return method.step(state, frozen, batch, step_key(jax.random.wrap_key_data(key), stage, step))
 
     export = jax.jit(method.export)
     stream = batches(first)
@@ -238,7 +240,7 @@ def fit(
                     raise
                 # A step waits for nothing from the host; the mesh is what methods.base.gathered asks for.
                 with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
-                    state, info = update(state, frozen, batch, jax.device_put(np.uint32(step), replicated))
+                    state, info = update(state, frozen, batch, key, jax.device_put(np.uint32(step), replicated))
                 pending.append((step, info))
                 if (step + 1) % schedule.log_every == 0:
                     flush(bar)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
@@ -54,7 +55,7 @@ def batches(step):
     return (Batch(jax.device_put(jnp.full((4, 1), float(i)), sharding)) for i in itertools.count(step))
 
 
-def run(folder, steps=10, method=None, identity=None, size=3, data=batches, schedule=SCHEDULE, **settings):
+def run(folder, steps=10, method=None, identity=None, size=3, data=batches, schedule=SCHEDULE, seed=0, **settings):
     return fit(
         "toy",
         method or toy(),
@@ -62,7 +63,7 @@ def run(folder, steps=10, method=None, identity=None, size=3, data=batches, sche
         None,
         data,
         steps=steps,
-        seed=0,
+        seed=seed,
         folder=folder,
         mesh=make_mesh(),
         identity=identity or {},
@@ -296,6 +297,24 @@ def test_a_profile_of_some_steps_changes_nothing(tmp_path, uninterrupted):
 def test_a_step_takes_nothing_from_the_host(tmp_path):
     with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
         run(tmp_path, data=lambda step: iter([Batch(np.zeros((4, 1), np.float32))]))
+
+
+def test_seeds_share_one_program(tmp_path, uninterrupted):
+    """A cache of compiled programs (JAX_COMPILATION_CACHE_DIR) then serves all seeds of a table."""
+    cache = {"jax_compilation_cache_dir": str(tmp_path / "cache"), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in cache}
+    try:
+        for name, value in cache.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        ends = [np.asarray(run(tmp_path / str(seed), seed=seed)["w"]) for seed in (0, 1)]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    assert len([*(tmp_path / "cache").glob("jit_update-*-cache")]) == 1
+    assert np.array_equal(ends[0], uninterrupted)
+    assert not np.array_equal(*ends)
 
 
 def damage(path, how):
