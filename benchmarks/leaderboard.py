@@ -258,8 +258,8 @@ def claims(groups: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]:
     if (WHOLE, CHAIN) in groups:
         few = [mean(WHOLE, nfe, "metrics", "fid") for nfe in (CHAIN, finest)]
         found.append(
-            f"The teacher has {CHAIN} steps, and is taken at {finest} here. On {CHAINED:,} images, against as many real "
-            f"ones, where an FID is larger, the whole chain has {few[0]:.2f}, {finest} steps {few[1]:.2f}."
+            f"The teacher has {CHAIN} steps, and is taken at {finest} here. On {CHAINED:,} images, against as many "
+            f"real ones, where an FID is larger, the whole chain has {few[0]:.2f}, {finest} steps {few[1]:.2f}."
         )
     sfddm, folds = ("SFDDM, features", STEPS), ("progressive, 6 folds", FOLDS[-1])
     if sfddm in groups:
