@@ -3,8 +3,8 @@
     python -m ibmd_jax.data.prepare fashion_mnist --from FOLDER
     python -m benchmarks.leaderboard --runs runs/leaderboard --seeds 0 1 2
 
-The teacher, and another one of fewer steps as a control, are trained once (20 and 6 minutes on 2 CPU cores); a row
-takes 6 to 13 minutes, so a seed of all some three hours. All is under --runs, where a stopped run goes on; what is
+The teacher, and another one as a control, are trained once (20 minutes each on 2 CPU cores); a row takes 6 to 13
+minutes, so a seed of all some three hours. All is under --runs, where a stopped run goes on; what is
 finished is not done again. After each row benchmarks/results/leaderboard.{json,md,png} are written from all in --runs;
 the rows of leaderboard.json that are not there stay as they are.
 """
@@ -37,7 +37,6 @@ STEPS, CHAIN = 16, 1024  # of SFDDM's student, and of the teacher's own chain
 FINE = 4  # steps of the teacher in one of the student's, for latents: a chain of 64 becomes one of 16
 FOLDS = [512, 256, 128, 64, 32, 16]
 BUDGET = 512_000  # network passes of one image; a backward pass counts two
-CONTROL = 2000  # training steps of the independent model
 COMPARED = 2000  # images that consistency is measured on
 CHAINED = 1000  # images that the whole chain is taken for: 10 minutes
 WHOLE = f"teacher, {CHAINED:,} images"
@@ -46,27 +45,31 @@ WHOLE = f"teacher, {CHAINED:,} images"
 class Entry(NamedTuple):
     """A row of the table: config.distill.method with changed settings, and its passes for an example of a batch.
 
-    The passes of a step: forward 1, backward 2, by the networks in the method's file.
+    passes: of a step: forward 1, backward 2, by the networks in the method's file; shared: those of them that are of
+    one network on one input, which the compiler makes once.
     """
 
     method: str
     passes: int
     settings: Mapping[str, Any] = MappingProxyType({})
+    shared: int = 0
 
 
 UPDATES = 4  # of the auxiliary network, for one of the student
 # An update of the auxiliary network: student 1, auxiliary 3, the classifier's features of both images 2. One of the
 # student: 3, teacher 1, auxiliary 1, classifier 1; for IBMD teacher and auxiliary 2 each: a backward pass to the input
-# alone counts 1.
-BREGMAN = UPDATES * 6 + 6
+# alone counts 1. The features of the student's image are the auxiliary network's, made for its own loss, too.
+BREGMAN, SHARED = UPDATES * 6 + 6, UPDATES + 1
+FEATURES = {"hidden": "features", "output_weight": 1.0}
+LATENTS = {"hidden": "latents", "output_weight": 0.0, "chain": FINE}
 ENTRIES = {
-    "SFDDM, features": Entry("sfddm", 3 + 1),
-    "SFDDM, features, random start": Entry("sfddm", 3 + 1, {"start": "random"}),
-    "SFDDM, latents of 64 steps": Entry("sfddm", 3 + FINE, {"hidden": "latents", "output_weight": 0.0, "chain": FINE}),
+    "SFDDM, features": Entry("sfddm", 3 + 1, FEATURES),
+    "SFDDM, features, random start": Entry("sfddm", 3 + 1, {**FEATURES, "start": "random"}),
+    "SFDDM, latents of 64 steps": Entry("sfddm", 3 + FINE, LATENTS),
     "progressive, 6 folds": Entry("progressive", 3 + 2),
     "IBMD": Entry("ibmd", UPDATES * 4 + 7),
     **{
-        f"Di-Bregman, {name.replace('_', ' ')}": Entry("dibregman", BREGMAN, {"divergence": name})
+        f"Di-Bregman, {name.replace('_', ' ')}": Entry("dibregman", BREGMAN, {"divergence": name}, SHARED)
         for name in ("reverse_kl", "jensen_shannon", "softened_reverse_kl", "forward_kl", "hellinger", "pearson")
     },
 }
@@ -84,8 +87,8 @@ ABLATIONS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 BASE = "jensen_shannon"
 ROWS = ENTRIES | {
-    name: Entry("dibregman", BREGMAN + more, {"divergence": BASE, **settings})
-    for name, (more, settings) in ABLATIONS.items()
+    name: Entry("dibregman", BREGMAN + more, {"divergence": BASE, **given}, 0 if "classifier" in given else SHARED)
+    for name, (more, given) in ABLATIONS.items()
 }
 
 
@@ -146,9 +149,12 @@ def classify(
 
 
 class Judge:
-    """Measures samplers on the same noise: the table's metrics, class shares, and consistency with the teacher."""
+    """Measures samplers on the same noise: the table's metrics, class shares, and consistency with two teachers.
 
-    def __init__(self, job: Job, teacher: Any, examples: int):
+    known: the parameters of the students' teacher, and of one that none of them has seen.
+    """
+
+    def __init__(self, job: Job, known: dict[str, Any], examples: int):
         self.job, self.examples = job, examples
         self.size = job.config["evaluate"]["batch_size"]
         self.test = jax.tree.map(lambda x: x[:examples], job.test())
@@ -159,9 +165,18 @@ class Judge:
         self.real = self.shares(np.asarray(self.test.x_0))
         self.mean = np.asarray(job.features(self.test.x_0[:COMPARED])).mean(0)
         few = jax.tree.map(lambda x: x[:COMPARED], self.test)
-        sampler = Sampler("teacher", STEPS, jax.jit(functools.partial(job.teacher.sample, steps=STEPS)), teacher)
-        made, _ = restore(sampler, lambda: split(few, self.size), len(few.x_T), jax.random.key(0))
-        self.teacher = np.asarray(job.features(made))
+        sample = jax.jit(functools.partial(job.teacher.sample, steps=STEPS))
+
+        def shown(params: Any) -> np.ndarray:
+            sampler = Sampler("teacher", STEPS, sample, params)
+            images, _ = restore(sampler, lambda: split(few, self.size), len(few.x_T), jax.random.key(0))
+            return np.asarray(job.features(images))
+
+        self.known = {name: shown(params) for name, params in known.items()}
+
+    def cosines(self, images: np.ndarray) -> dict[str, float]:
+        mine = np.asarray(self.job.features(images[:COMPARED]))
+        return {name: cosine(mine, others, self.mean) for name, others in self.known.items()}
 
     def shares(self, images: np.ndarray) -> np.ndarray:
         return np.bincount(self.classes(images), minlength=10) / len(images)
@@ -173,8 +188,8 @@ class Judge:
         (found,), images = evaluate([sampler], self.test, self.job.features, **settings)
         (self.images,) = images.values()
         share = self.shares(self.images) / self.real
-        same = cosine(np.asarray(self.job.features(self.images[:COMPARED])), self.teacher, self.mean)
-        return {**found._asdict(), "classes": share.tolist(), "cosine": same, "examples": self.examples, "seed": seed}
+        known = {"classes": share.tolist(), "cosine": self.cosines(self.images)}
+        return {**found._asdict(), **known, "examples": self.examples, "seed": seed}
 
 
 def kept(path: Path, examples: int, make: Callable[[], dict[str, Any]]) -> None:
@@ -190,8 +205,8 @@ def kept(path: Path, examples: int, make: Callable[[], dict[str, Any]]) -> None:
         raise SystemExit(f"{path} has (examples, budget) = {made}, not {wanted}: take other --runs")
 
 
-HEADS = ("model", "NFE", "FID", "over the teacher's at {}", "KID", "diversity", "classes", "cosine", "passes")
-HEADS += ("minutes", "seeds")
+HEADS = ("model", "NFE", "FID", "over the teacher's at {}", "KID", "diversity", "classes", "cosine", "to the control")
+HEADS += ("passes", "minutes", "seeds")
 
 
 def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
@@ -199,13 +214,17 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
     lines = [
         "# Leaderboard: Fashion-MNIST from noise, 32 pixels\n",
         f"One teacher (cosine schedule, v, 6000 steps of 64); every student {BUDGET:,} network passes of one image,",
-        f"a backward pass counting two. {reference['examples']:,} generated images against as many of the test set, by",
-        "the features of a small classifier (`fashion`): they compare with no other table. Sampling at 16 NFE and by",
-        "the teacher is deterministic (DDIM). Diversity: deviation over the noise. Classes: the share of the class",
-        "that deviates most in any seed, over its share in the test set, both by a linear classifier of the features.",
+        "a backward pass counting two. Di-Bregman's features of the student's image are counted for its classifier and",
+        "for its auxiliary network, but made once: its rows have a sixth less. By features from the teacher's weights",
+        "SFDDM has nothing to learn (`methods/sfddm.py`): that row is the teacher on fewer steps.\n",
+        f"{reference['examples']:,} generated images against as many of the test set, by the features of a small",
+        "classifier (`fashion`): they compare with no other table. Sampling at 16 NFE and by the teacher is",
+        "deterministic (DDIM). Diversity: deviation over the noise. Classes: the share of the class that deviates most",
+        "in any seed, over its share in the test set, both by a linear classifier of the features.",
         "The reverse KL divergence pays for a classifier that its gradient does not use: that is its steps. Cosine: of",
-        "features, with the teacher's image at 16 NFE from the same noise; control: another teacher, trained for only",
-        f"{CONTROL} steps. With several seeds mean ± standard deviation. By `python -m benchmarks.leaderboard`.\n",
+        "features, with the teacher's image at 16 NFE from the same noise, and with that of the control, another",
+        "teacher, trained alike from another seed. With several seeds mean ± standard deviation. By",
+        "`python -m benchmarks.leaderboard`.\n",
         f"| {' | '.join(HEADS).format(reference['nfe'])} |",
         "|" + "---|" * len(HEADS),
     ]
@@ -231,7 +250,7 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
             text([m["kid"] for m in metrics], 2),
             text([m["diversity"] for m in metrics], 3),
             text(worst, 2),
-            text([r["cosine"] for r in group], 3),
+            *(text([r["cosine"][name] for r in group], 3) for name in ("teacher", "control")),
             f"{passes[label]:,}" if label in passes else "",
             text([r.get("minutes") for r in group], 1),
             str(len(group)),
@@ -239,6 +258,18 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["\n## What was claimed, and what this table says\n", *(f"- {claim}" for claim in claims(groups))]
     return "\n".join(lines) + "\n"
+
+
+def paired(groups: dict[tuple[str, int], list[dict[str, Any]]], a: tuple[str, int], b: tuple[str, int]) -> str:
+    """Whether row a is better than row b, by the seeds that both have."""
+    first, second = ({r["seed"]: r["metrics"] for r in groups[row]} for row in (a, b))
+    seeds, said = sorted(first.keys() & second.keys()), []
+    for name in ("fid", "kid"):
+        pairs = [(first[seed][name], second[seed][name]) for seed in seeds]
+        better, values = sum(x < y for x, y in pairs), ", ".join(f"{x:.2f} against {y:.2f}" for x, y in pairs)
+        word = "it is" if better == len(pairs) else "**it is not**" if not better else "**not with every seed**"
+        said.append(f"{name.upper()} {values}, {word}")
+    return "; ".join(said)
 
 
 def claims(groups: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]:
@@ -261,46 +292,39 @@ def claims(groups: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]:
             f"The teacher has {CHAIN} steps, and is taken at {finest} here. On {CHAINED:,} images, against as many "
             f"real ones, where an FID is larger, the whole chain has {few[0]:.2f}, {finest} steps {few[1]:.2f}."
         )
-    sfddm, folds = ("SFDDM, features", STEPS), ("progressive, 6 folds", FOLDS[-1])
-    if sfddm in groups:
-        ratio = mean(*sfddm, "metrics", "fid") / teacher
+    students, folds = [label for label in ENTRIES if label.startswith("SFDDM")], ("progressive, 6 folds", FOLDS[-1])
+    for label in students:
+        if (label, STEPS) in groups:
+            ratio = mean(label, STEPS, "metrics", "fid") / teacher
+            found.append(
+                f"{label}: at {STEPS} NFE at most 1.3 times the teacher's FID at {finest}: {ratio:.2f}, "
+                f"{verdict(ratio <= 1.3)}."
+            )
+        if (label, STEPS) in groups and folds in groups:
+            found.append(f"{label} better than progressive distillation: {paired(groups, (label, STEPS), folds)}.")
+    reverse = "Di-Bregman, reverse kl", 1
+    others = [(label, 1) for label in ENTRIES if label.startswith("Di-") and (label, 1) in groups]
+    others = [row for row in others if row != reverse]
+    if others and reverse in groups:
+        best = min(others, key=lambda row: mean(*row, "metrics", "fid"))
+        ratio = mean(*best, "metrics", "fid") / teacher
         found.append(
-            f"SFDDM at {STEPS} has at most 1.3 times the teacher's FID at {finest}: {ratio:.2f}, "
-            f"{verdict(ratio <= 1.3)}."
-        )
-    if sfddm in groups and folds in groups:
-        both = {m: [mean(*row, "metrics", m) for row in (sfddm, folds)] for m in ("fid", "kid")}
-        found.append(
-            "SFDDM is better than progressive distillation: "
-            + ", ".join(f"{m.upper()} {a:.2f} against {b:.2f}, {verdict(a < b)}" for m, (a, b) in both.items())
-            + "."
-        )
-    names = {
-        label: mean(label, 1, "metrics", "fid") for label in ENTRIES if label.startswith("Di-") and (label, 1) in groups
-    }
-    reverse = names.pop("Di-Bregman, reverse kl", None)
-    if names and reverse:
-        best = min(names, key=names.get)
-        found.append(
-            f"The best h is better than the reverse KL divergence: {best} {names[best]:.2f} against {reverse:.2f}, "
-            f"{verdict(names[best] < reverse)}; at most 1.5 times the teacher: {names[best] / teacher:.2f}, "
-            f"{verdict(names[best] <= 1.5 * teacher)}."
+            f"The best h of {len(others) + 1} is better than the reverse KL divergence: {best[0]}: "
+            f"{paired(groups, best, reverse)}; at most 1.5 times the teacher: {ratio:.2f}, {verdict(ratio <= 1.5)}."
         )
     off = {row: max(abs(v - 1) for r in group for v in r["classes"]) for row, group in groups.items()}
     inside = [f"{label} at {nfe}" for (label, nfe), worst in off.items() if worst <= 0.2]
     share = "only " + ", ".join(inside) if inside else "**no row**, the teacher included"
     found.append(f"Every class has its share within 20 %: {share}.")
-    if ("control", STEPS) in groups:
-        control = mean("control", STEPS, "cosine")
-        students = [row for row in groups if row[0] in ENTRIES]
-        near = [label for label, nfe in students if mean(label, nfe, "cosine") > control]
-        far = [label for label, _ in students if label not in near]
-        worse = mean("control", STEPS, "metrics", "fid") / mean("teacher", STEPS, "metrics", "fid")
-        found.append(
-            "A student's images are nearer to its teacher's, from the same noise, than the control's (cosine "
-            f"{control:.3f}; its FID is {worse:.1f} times the teacher's, so that some of its distance is of quality): "
-            f"{', '.join(near) or 'none'}. **Not**: {', '.join(far) or 'none'}."
-        )
+    near, far = [], []
+    for row in groups:
+        if row[0] in ENTRIES:
+            to = [mean(*row, "cosine", name) for name in ("teacher", "control")]
+            (near if to[0] > to[1] else far).append(f"{row[0]} ({to[0]:.3f}, {to[1]:.3f})")
+    found.append(
+        "A student's images are nearer to its teacher's, from the same noise, than to the control's (cosines): "
+        f"{', '.join(near) or 'none'}. **Not**: {', '.join(far) or 'none'}."
+    )
     return found
 
 
@@ -331,7 +355,7 @@ def write(runs: Path) -> None:
         steps = steps_for(entry, config)
         if entry.method == "progressive":
             steps -= steps % len(FOLDS)
-        passes[label] = steps * config.distill.batch_size * entry.passes
+        passes[label] = steps * config.distill.batch_size * (entry.passes - entry.shared)
     path.write_text(json.dumps(rows, indent=1) + "\n")
     (RESULTS / "leaderboard.md").write_text(markdown(rows, passes))
     plot(rows, RESULTS / "leaderboard.png")
@@ -345,38 +369,37 @@ def main() -> None:
     parser.add_argument("--teacher_nfe", type=int, nargs="+", default=[1, 4, 64])
     parser.add_argument("--examples", type=int, default=10_000, help="images to generate for each row")
     args = parser.parse_args()
-    base = trained(config_of("sfddm", 0), args.runs / "teacher", "teacher")
-    given = str(args.runs / "teacher" / "teacher" / "export")
-    frozen = load_teacher(base, args.runs / "teacher")[0]
-    judge = Judge(base, frozen, args.examples)
+    known = {}
+    for seed, name in enumerate(("teacher", "control")):
+        job = trained(config_of("sfddm", seed), args.runs / name, "teacher")
+        known[name] = load_teacher(job, args.runs / name)[0]
+    given, frozen = str(args.runs / "teacher" / "teacher" / "export"), known["teacher"]
+    judge = Judge(job, known, args.examples)
 
     def teacher_row(label: str, nfe: int, params: Any, judge: Judge = judge) -> None:
-        sample = functools.partial(base.teacher.sample, steps=nfe)
+        sample = functools.partial(job.teacher.sample, steps=nfe)
         path = args.runs / "rows" / f"{file_name(label, nfe)}.json"
         kept(path, judge.examples, lambda: judge.row(label, nfe, sample, params, 0))
         write(args.runs)
 
-    teacher_row("teacher", STEPS, frozen)
+    for name, params in known.items():
+        teacher_row(name, STEPS, params)
     shown = {}
     for seed in args.seeds:
         for label in args.rows:
-            job, params, seconds = student(label, seed, given, args.runs)
-            steps = job.student_steps[-1]
+            own, params, seconds = student(label, seed, given, args.runs)
+            steps = own.student_steps[-1]
 
-            def make(label=label, job=job, params=params, steps=steps, seconds=seconds, seed=seed) -> dict[str, Any]:
-                row = judge.row(label, steps, job.distill.sample, params, seed)
+            def make(label=label, own=own, params=params, steps=steps, seconds=seconds, seed=seed) -> dict[str, Any]:
+                row = judge.row(label, steps, own.distill.sample, params, seed)
                 shown[f"{label} {steps}"] = judge.images[:8]
                 return {**row, "minutes": seconds / 60}
 
             kept(args.runs / "rows" / f"{file_name(label, seed)}.json", args.examples, make)
             write(args.runs)
-    control = config_of("sfddm", 1)
-    control.teacher.steps = CONTROL
-    other = trained(control, args.runs / "control", "teacher")
-    teacher_row("control", STEPS, load_teacher(other, args.runs / "control")[0])
     for nfe in args.teacher_nfe:
         teacher_row("teacher", nfe, frozen)
-    fewer = Judge(base, frozen, min(CHAINED, args.examples))
+    fewer = Judge(job, known, min(CHAINED, args.examples))
     for nfe in (max(args.teacher_nfe), CHAIN):
         teacher_row(WHOLE, nfe, frozen, fewer)
     if shown:
