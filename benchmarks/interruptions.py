@@ -11,6 +11,7 @@ computed again. About 10 minutes on 2 CPU cores. Writes benchmarks/results/inter
 import argparse
 import json
 import os
+import pty
 import random
 import re
 import signal
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TEACHER, DISTILL, SAVE_EVERY = 1500, 500, 50
@@ -34,16 +36,30 @@ ARGS = [
 PROGRESS = re.compile(r"(teacher|distill):[^\r\n]*?\| (\d+)/\d+ \[")
 
 
-def start(folder: Path) -> subprocess.Popen:
+class Run(NamedTuple):
+    """A run on a terminal of its own, where its bar moves each second: in a file it would each half minute."""
+
+    process: subprocess.Popen
+    terminal: int
+
+
+def start(folder: Path) -> Run:
     command = [sys.executable, "-m", "ibmd_jax.main", *ARGS, f"--workdir={folder}"]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(folder.parent / "compiled")}
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    ours, its = pty.openpty()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=its, stderr=its)
+    os.close(its)
+    return Run(process, ours)
 
 
-def follow(process: subprocess.Popen, until: float) -> tuple[int, int, str]:
+def follow(run: Run, until: float) -> tuple[int, int, str]:
     """Reads until the run has made `until` steps of both stages, or ends: the first and last step seen, the output."""
     text, first, last = "", -1, 0
-    while chunk := os.read(process.stdout.fileno(), 65536):
+    while True:
+        try:
+            chunk = os.read(run.terminal, 65536)
+        except OSError:  # the run has ended, and with it its side of the terminal
+            break
         text += chunk.decode(errors="replace")
         for stage, step in PROGRESS.findall(text[-4000:]):
             done = int(step) + (TEACHER if stage == "distill" else 0)
@@ -72,24 +88,24 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as base:
         whole, folder, kills = Path(base, "whole"), Path(base, "killed"), []
         begin = time.perf_counter()
-        process = start(whole)
-        assert follow(process, float("inf"))[1] == TEACHER + DISTILL
-        assert process.wait() == 0
+        run = start(whole)
+        assert follow(run, float("inf"))[1] == TEACHER + DISTILL
+        assert run.process.wait() == 0
         seconds, reached = time.perf_counter() - begin, 0
         for target in targets:
-            process, number = start(folder), draw.choice([signal.SIGTERM, signal.SIGKILL])
-            first, last, _ = follow(process, target)
-            process.send_signal(number)
+            run, number = start(folder), draw.choice([signal.SIGTERM, signal.SIGKILL])
+            first, last, _ = follow(run, target)
+            run.process.send_signal(number)
             sent = time.perf_counter()
-            rest = follow(process, float("inf"))[1]
-            kills.append({"signal": number.name, "step": max(last, rest), "code": process.wait()})
+            rest = follow(run, float("inf"))[1]
+            kills.append({"signal": number.name, "step": max(last, rest), "code": run.process.wait()})
             kills[-1]["seconds"] = time.perf_counter() - sent
             kills[-1]["again"] = max(0, reached - first)  # steps that were computed and lost by the kill before
             reached = kills[-1]["step"]
             print(kills[-1], flush=True)
-        process = start(folder)
-        first, last, text = follow(process, float("inf"))
-        assert process.wait() == 0, text[-2000:]
+        run = start(folder)
+        first, last, text = follow(run, float("inf"))
+        assert run.process.wait() == 0, text[-2000:]
         left = (p for pattern in ("*tmp*", "*.new", "unreadable") for p in folder.rglob(pattern))
         orphans = sorted(str(p.relative_to(folder)) for p in left)
         summary = {

@@ -5,7 +5,7 @@
 #   launch/multiprocess.sh 2 --dry_run --config=configs/inpaint.py      only prints the commands
 #
 # Process i sees GPU i alone where nvidia-smi finds as many, or the i-th of CUDA_VISIBLE_DEVICES; on CPU, JAX_NUM_CPU_DEVICES is the devices of each.
-# PORT (12355) is where they meet. When one is lost the others end, too; SIGTERM makes all save and stop.
+# PORT is where they meet: by default one that is free. When one is lost the others end, too; SIGTERM makes all save and stop.
 set -euo pipefail
 
 usage() {
@@ -24,18 +24,21 @@ fi
 (($#)) || usage
 
 gpus=()
-if [[ -n "${CUDA_VISIBLE_DEVICES:-}" ]]; then
+if [[ -n "${CUDA_VISIBLE_DEVICES+set}" ]]; then # set to nothing it means no GPU
   IFS=, read -ra gpus <<< "$CUDA_VISIBLE_DEVICES"
 elif command -v nvidia-smi > /dev/null; then
   found=$(nvidia-smi --list-gpus | wc -l)
   for ((i = 0; i < found; i++)); do gpus+=("$i"); done
 fi
 
+# Runs that share a port would take each other's processes for their own.
+port=${PORT:-$(python3 -c 'import socket; s = socket.socket(); s.bind(("localhost", 0)); print(s.getsockname()[1])')}
+
 pids=()
 trap 'kill -TERM "${pids[@]}" 2> /dev/null || true' TERM INT
 for ((i = 0; i < count; i++)); do
   command=(python3 -m ibmd_jax.main "$@"
-    --coordinator="localhost:${PORT:-12355}" --processes="$count" --process="$i")
+    --coordinator="localhost:$port" --processes="$count" --process="$i")
   if ((count <= ${#gpus[@]})); then
     command=(env CUDA_VISIBLE_DEVICES="${gpus[i]}" "${command[@]}")
   fi

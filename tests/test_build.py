@@ -27,7 +27,7 @@ from ibmd_jax.data.emoji import name_embeddings, rows_of
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.train.checkpoint import load_params
 from ibmd_jax.train.job import load_teacher, run
-from ibmd_jax.train.workdir import check_workdir
+from ibmd_jax.train.workdir import check_workdir, locked
 
 ROOT = Path(__file__).parents[1]
 
@@ -344,6 +344,16 @@ def test_a_workdir_is_refused_when_the_files_of_its_data_are_others(tmp_path):
     (tmp_path / "photos" / "1.png").rename(tmp_path / "photos" / "2.png")
     with pytest.raises(UserError, match=r"data.files was '1 \+ 1, .*', now '1 \+ 1, "):
         check_workdir(tmp_path / "run", build(config).config)
+
+
+def test_a_workdir_where_a_run_is_at_work_keeps_its_configuration(tmp_path):
+    job = build(quicktest())
+    check_workdir(tmp_path, job.config)
+    before = (tmp_path / "config.json").read_text()
+    other = job._replace(config={**job.config, "seed": 7})
+    with locked(tmp_path), pytest.raises(UserError, match="another run is at work"):
+        run(other, tmp_path, "all")
+    assert (tmp_path / "config.json").read_text() == before
 
 
 def test_grey_images_take_two_fields():

@@ -39,8 +39,9 @@ def test_shellcheck_finds_nothing(script):
     assert os.access(script, os.X_OK) or script.suffix == ".sbatch"
 
 
-def dry(*args):
-    done = subprocess.run(["bash", *args], cwd=ROOT, capture_output=True, text=True, check=True)
+def dry(*args, **variables):
+    environment = {**os.environ, **variables}
+    done = subprocess.run(["bash", *args], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     return done.stdout.splitlines()
 
 
@@ -57,11 +58,18 @@ def test_dry_runs_print_commands_to_paste():
     assert pasted(line) == main
     (line,) = dry("launch/slurm.sbatch", "--dry_run", *given)
     assert pasted(line) == ["srun", *main, "--coordinator=auto"]
-    lines = dry("launch/multiprocess.sh", "2", "--dry_run", *given)
+    lines = dry("launch/multiprocess.sh", "2", "--dry_run", *given, PORT="12355")
     assert len(lines) == 2
     for i, line in enumerate(lines):
         end = ["--coordinator=localhost:12355", "--processes=2", f"--process={i}"]
         assert pasted(line)[-len(main + end) :] == main + end
+
+
+def test_runs_on_one_host_meet_at_ports_of_their_own():
+    runs = [dry("launch/multiprocess.sh", "2", "--dry_run", "--config=a") for _ in range(2)]
+    ports = [{re.search(r"localhost:(\d+)", line).group(1) for line in lines} for lines in runs]
+    assert [len(found) for found in ports] == [1, 1]
+    assert ports[0] != ports[1]
 
 
 def test_dry_runs_for_a_tpu_print_the_commands():

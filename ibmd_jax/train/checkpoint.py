@@ -6,6 +6,7 @@ changed, is never used. Loading reads arrays and JSON; it executes nothing.
 
 import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import orbax.checkpoint as ocp
 from ibmd_jax.core.arrays import examine, fingerprint
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Params
-from ibmd_jax.train.processes import barrier, highest, is_first
+from ibmd_jax.train.processes import PATIENCE, barrier, highest, is_first, of_first
 
 log = logging.getLogger(__name__)
 Meta = dict[str, Any]
@@ -102,7 +103,10 @@ class Checkpoints:
             # If one process cannot write, the others wait so long for it, and the run for them.
             async_options=ocp.AsyncOptions(timeout_secs=600),
         )
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("tree", "meta"))
+        try:
+            self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("tree", "meta"))
+        except OSError as error:
+            raise UserError(f"cannot write to {self.folder} ({_first_line(error)}): make it writable") from error
         # Orbax would ask for preemption with numbers of its own, between those of processes.preempted: JAX says yes to
         # one number only, which those would make it pass by.
         self._manager.reached_preemption = lambda step: False
@@ -159,25 +163,43 @@ class Checkpoints:
         Raises: UserError if there were checkpoints but none is readable, if the newest cannot be read at the moment, or
             if it is of another network.
         """
-        steps, aside = sorted(self._manager.all_steps(), reverse=True), self.folder.parent / "unreadable"
-        for i, step in enumerate(steps):
+        aside = self.folder.parent / "unreadable"
+        while (step := self._newest()) is not None:
             path = self.folder / str(step)
             try:
                 return step, *_read(path, abstract)
             except Unreadable as error:
-                fallback = f"falling back to step {steps[i + 1]}" if i + 1 < len(steps) else "there is no earlier one"
+                earlier = max((s for s in self._manager.all_steps() if s < step), default=None)
+                fallback = "there is no earlier one" if earlier is None else f"falling back to step {earlier}"
                 log.warning("checkpoint %s is unreadable (%s); %s", path, error, fallback)
                 if is_first():
                     aside.mkdir(exist_ok=True)
                     shutil.rmtree(aside / str(step), ignore_errors=True)
                     shutil.move(path, aside / str(step))
-                barrier(f"{path} set aside")
+                barrier("a checkpoint set aside")
                 self._manager.reload()
         if aside.is_dir():
             raise UserError(
                 f"no checkpoint in {self.folder} is readable, see {aside}: remove {self.folder.parent} to start over"
             )
         return None
+
+    def _newest(self) -> int | None:
+        """The newest step that the first process sees. A file server may show it to the others later: they wait.
+
+        Raises: NotNow if they do not see it then. To go on from an earlier one, each from its own, would be worse.
+        """
+        newest = self._manager.latest_step()
+        step = of_first(-1 if newest is None else newest)
+        if step < 0:
+            return None
+        path, end = self.folder / str(step), time.monotonic() + PATIENCE
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(0.5)
+        if highest(not path.exists()):
+            raise NotNow(f"not every process sees the checkpoint {path}: start again when all do")
+        self._manager.reload()
+        return step
 
     def close(self) -> None:
         """Waits for the files of the last save."""
@@ -209,7 +231,7 @@ def export_params(folder: Path, params: Params, extra: Meta) -> None:
                 f"cannot write {folder} ({_first_line(error)}): free some space, or make it writable; the same command "
                 "then goes on from the last checkpoint, if there is one"
             ) from error
-    barrier(f"{folder} written")
+    barrier("an export written")
 
 
 def read_meta(folder: Path | str) -> Meta:

@@ -111,9 +111,9 @@ def run(job: Job, folder: Path, mode: str) -> None:
                     _abstract_start(job, given)
                 except UserError as error:
                     raise UserError(f"config.distill.{name}: {error}") from error
-    check_workdir(folder, job.config, written=not asked.output)
     seconds: dict[str, float] = {}
     with locked(folder) if {train_teacher, distill} & {*stages} else contextlib.nullcontext():
+        check_workdir(folder, job.config, written=not asked.output)
         for stage in stages:
             if stage not in (train_teacher, distill):
                 end_on_sigterm()  # nothing to save

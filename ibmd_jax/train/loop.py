@@ -102,7 +102,11 @@ class Trace:
     def stop(self) -> None:
         if self.running:
             self.running = False
-            jax.profiler.stop_trace()
+            try:
+                jax.profiler.stop_trace()
+            except (OSError, RuntimeError) as error:
+                log.error("no profile in %s (%s); the run goes on", self.folder, error)
+                return
             log.info("wrote a profile to %s: open its perfetto_trace.json.gz at ui.perfetto.dev", self.folder)
 
 
@@ -188,12 +192,13 @@ def fit(
         )
         return NotFinite(f"{stage}: {what}; {kept}. {fix}")
 
-    def flush(bar: tqdm) -> None:
-        """Reads the pending infos, for which it waits."""
-        if not pending:
+    def flush(bar: tqdm, running: int = 0) -> None:
+        """Reads the pending infos, for which it waits; but for those of the newest steps, which are `running`."""
+        done = pending[: len(pending) - running]
+        if not done:
             return
-        numbers, infos = [n for n, _ in pending], jax.device_get([i for _, i in pending])
-        pending.clear()
+        numbers, infos = [n for n, _ in done], jax.device_get([i for _, i in done])
+        del pending[: len(done)]
         for n, info in zip(numbers, infos, strict=True):
             # In a vector over parts of [0, T], NaN stands for a part without an example.
             bad = [name for name, v in info._asdict().items() if np.isnan(v).all() or np.isinf(v).any()]
@@ -225,7 +230,7 @@ def fit(
                     jax.block_until_ready(pending[-2][1])
                 if preempted():
                     received.append(signal.SIGTERM)
-                if picture and step % schedule.picture_every == 0:
+                if picture and not received and step % schedule.picture_every == 0:
                     draw(export(state), step)
                 if received or (step % schedule.save_every == 0 and step > first):
                     save(step, bar)
@@ -242,8 +247,8 @@ def fit(
                 with jax.set_mesh(mesh), jax.transfer_guard("disallow"):
                     state, info = update(state, frozen, batch, key, jax.device_put(np.uint32(step), replicated))
                 pending.append((step, info))
-                if (step + 1) % schedule.log_every == 0:
-                    flush(bar)
+                if step % schedule.log_every == 0:
+                    flush(bar, running=1)
                 bar.update()
             save(steps, bar)
             params = export(state)
@@ -253,6 +258,8 @@ def fit(
             for name, part in (also_export or {}).items():
                 export_params(folder / name, jax.jit(part)(state), meta)
             export_params(folder / "export", params, meta)
+            if preempted():
+                received.append(signal.SIGTERM)
             if received:
                 raise Stopped(stage, steps, received[0], steps)
         return params

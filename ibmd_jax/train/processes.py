@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any, TextIO
 
 import jax
 import numpy as np
@@ -20,6 +21,8 @@ from tqdm import tqdm
 from ibmd_jax.core.cli import refresh_seconds
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array
+
+PATIENCE = 30  # seconds; a network's file system may show a new file late
 
 
 def connect(coordinator: str, processes: int, process: int) -> None:
@@ -81,12 +84,31 @@ def partners() -> Iterator[None]:
 def say(text: str) -> None:
     """Prints once, whatever the number of processes."""
     if is_first():
-        print(text, flush=True)
+        with contextlib.suppress(OSError):  # a full disk under the log, or a reader that has gone
+            print(text, flush=True)
 
 
 def is_first() -> bool:
     """Whether this process writes files and prints."""
     return jax.process_index() == 0
+
+
+class _Lossy:
+    """A stream whose errors, as of a full disk under a log, cost what is written and not the run."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
 
 
 def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
@@ -97,6 +119,7 @@ def progress(total: int, desc: str, unit: str, initial: int = 0) -> tqdm:
         desc=desc,
         unit=unit,
         initial=initial,
+        file=_Lossy(sys.stderr),
         mininterval=refresh_seconds(),
         miniters=1,  # else another thread adds lines of its own
         bar_format=None if sys.stderr.isatty() else line,
@@ -123,6 +146,11 @@ _calls = itertools.count(1)
 def preempted() -> bool:
     """Whether any process was asked to stop by SIGTERM; all call this equally often, and hear of it in one call."""
     return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(next(_calls))
+
+
+def of_first(number: int) -> int:
+    """What the first process gives, on all; they must all call it."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def to_host(x: Array) -> np.ndarray:

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.train.processes import barrier, highest, is_first
+from ibmd_jax.train.processes import PATIENCE, barrier, highest, is_first, of_first
 
 log = logging.getLogger(__name__)
 NAME = "config.json"
-PATIENCE = 30  # seconds; a network's file system may show a new file late
 # What does not change the trained parameters, beyond rounding: it may differ between the runs of one workdir.
 FREE_SECTIONS = ("schedule", "evaluate")
 # A run that raises on broken images has met none so far, and may go on by passing them over.
-FREE_FIELDS = ("data.workers", "data.on_error", "network.remat", "teacher.accumulate", "distill.accumulate")
+FREE_FIELDS = ("data.workers", "data.on_error", "network.remat")
+ACCUMULATE = ("teacher.accumulate", "distill.accumulate")  # without dropout, whose masks are drawn for each part
 
 
 def check_workdir(folder: Path, config: dict[str, Any], written: bool = True) -> None:
@@ -34,17 +32,13 @@ def check_workdir(folder: Path, config: dict[str, Any], written: bool = True) ->
     Raises: UserError if it cannot be written, belongs to another configuration (names the fields), or is not one folder
         for all processes.
     """
-    if "://" in str(folder) or re.match(r"\w\w+:/", str(folder)):  # Path makes gs:/x of gs://x
-        raise UserError(
-            f"--workdir={folder}: it must be a folder; mount a bucket (gcsfuse; it needs a hierarchical namespace, in "
-            "which folders can be renamed) and name its mount point"
-        )
+    _check_local(folder)
     path, before = folder / NAME, read_config(folder)
     if before and any((folder / stage).exists() for stage in ("teacher", "distill")):
         _check_same(folder, before, config)
     if not written:
         return
-    try:
+    with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _check_shared(folder)
         probe = folder / f".writable{jax.process_index()}"
@@ -54,6 +48,20 @@ def check_workdir(folder: Path, config: dict[str, Any], written: bool = True) ->
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(config, indent=1))
             temporary.replace(path)
+
+
+def _check_local(folder: Path) -> None:
+    if "://" in str(folder) or re.match(r"\w\w+:/", str(folder)):  # Path makes gs:/x of gs://x
+        raise UserError(
+            f"--workdir={folder}: it must be a folder; mount a bucket (gcsfuse; it needs a hierarchical namespace, in "
+            "which folders can be renamed) and name its mount point"
+        )
+
+
+@contextlib.contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
             f"cannot write to the workdir {folder}: {error.strerror}. Free some space, or choose another --workdir"
@@ -64,11 +72,16 @@ def check_workdir(folder: Path, config: dict[str, Any], written: bool = True) ->
 def locked(folder: Path) -> Iterator[None]:
     """While it lasts, no other run trains in this workdir: each would remove the files that the other is writing.
 
-    The lock ends with the process, however that ends; a file system without locks is none. Raises: UserError.
+    To be asked for before anything is written. The lock ends with the process, however that ends; a file system without
+    locks is none. Raises: UserError.
     """
     if not is_first():
         yield
         return
+    _check_local(folder)
+    with _written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".lock").touch()
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -86,7 +99,7 @@ def _check_shared(folder: Path) -> None:
     """Raises UserError, on all processes, unless all of them see one folder: a checkpoint is written by all."""
     if jax.process_count() == 1:
         return
-    token = str(multihost_utils.broadcast_one_to_all(np.uint32(secrets.randbits(32))))
+    token = str(of_first(secrets.randbits(31)))
     note = folder / ".shared"
     if is_first():
         note.write_text(token)
@@ -120,7 +133,8 @@ def read_config(folder: Path) -> dict[str, Any] | None:
 
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     old, new = _flat(found), _flat(wanted)
-    free = {k for k in old.keys() | new.keys() if k.partition(".")[0] in FREE_SECTIONS or k in FREE_FIELDS}
+    fields = FREE_FIELDS if old.get("network.dropout") else (*FREE_FIELDS, *ACCUMULATE)
+    free = {k for k in old.keys() | new.keys() if k.partition(".")[0] in FREE_SECTIONS or k in fields}
     changed = sorted(k for k in (old.keys() | new.keys()) - free if old.get(k) != new.get(k))
     if changed:
         listing = "; ".join(f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in changed[:5])

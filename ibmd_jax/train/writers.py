@@ -51,11 +51,15 @@ def make_writer(folder: Path) -> Any:
     events = folder / "events"
     if not is_first():
         return Expendable(None, events, ())
+    try:
+        events.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.error("there will be no curves in %s (%s); the run goes on", events, error.strerror)
+        return Expendable(None, events, ())
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow greets on stderr otherwise
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     from clu import metric_writers
     from tensorflow.errors import OpError  # which has nothing to do with OSError
 
-    events.mkdir(parents=True, exist_ok=True)
     # Inside of the AsyncWriter, which would raise the errors of its thread in the loop.
     return metric_writers.AsyncWriter(Expendable(metric_writers.SummaryWriter(str(events)), events, (OSError, OpError)))

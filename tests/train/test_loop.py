@@ -22,9 +22,10 @@ from tensorflow.errors import ResourceExhaustedError
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import Method
-from ibmd_jax.train.checkpoint import BAD, GOOD, export_params, load_params
+from ibmd_jax.train.checkpoint import BAD, GOOD, Checkpoints, NotNow, export_params, load_params
 from ibmd_jax.train.loop import NotFinite, Schedule, Stopped, fit, mean_info
 from ibmd_jax.train.pictures import expendable, save_curves, save_grid
+from ibmd_jax.train.processes import say
 from ibmd_jax.train.sharding import batch_sharding, make_mesh
 
 SCHEDULE = Schedule(log_every=2, save_every=4, picture_every=4, keep=3)
@@ -266,6 +267,46 @@ def test_curves_that_cannot_be_written_cost_no_training(tmp_path, uninterrupted,
     assert caplog.text.count("end here (No space left on device); the run goes on") == 1
 
 
+def test_events_that_cannot_be_made_cost_no_training(tmp_path, uninterrupted, caplog):
+    (tmp_path / "events").touch()
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+    assert "there will be no curves in" in caplog.text
+
+
+def test_a_full_disk_under_the_log_costs_no_training(tmp_path, uninterrupted, monkeypatch):
+    found = None
+    closing = contextlib.suppress(OSError)  # to close such a file is an error, too
+    with closing, open("/dev/full", "w", buffering=1) as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", full)
+        patch.setattr("sys.stdout", full)
+        say("a table")
+        found = run(tmp_path)["w"]
+    np.testing.assert_array_equal(found, uninterrupted)
+
+
+def test_steps_are_logged_once_the_next_one_is_under_way(tmp_path, monkeypatch):
+    """To read what a step found when nothing follows it would leave the device without work."""
+    read, get = [], jax.device_get
+
+    def watched(infos):
+        read.append(len(infos))
+        return get(infos)
+
+    monkeypatch.setattr(jax, "device_get", watched)
+    run(tmp_path, steps=5, schedule=SCHEDULE._replace(log_every=2, save_every=100))
+    logged = EventAccumulator(str(tmp_path / "events"), size_guidance={"tensors": 0}).Reload()
+    assert [e.step for e in logged.Tensors("loss")] == [2, 4, 5]
+    assert read[:3] == [2, 2, 1]
+
+
+def test_a_stop_that_comes_with_the_last_files_is_heard(tmp_path, monkeypatch):
+    asked = iter([False] * 10 + [True])
+    monkeypatch.setattr("ibmd_jax.train.loop.preempted", lambda: next(asked))
+    with pytest.raises(Stopped, match="at toy step 10, saved"):
+        run(tmp_path)
+    assert (tmp_path / "export").is_dir()
+
+
 def test_few_steps_are_under_way_at_a_time(tmp_path):
     done = []
 
@@ -341,10 +382,33 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(tmp_path,
 
 def test_a_checkpoint_that_another_process_cannot_read_is_passed_over(tmp_path, uninterrupted, monkeypatch, caplog):
     run(tmp_path, steps=8)
-    others = iter([GOOD, BAD])  # the metadata of step 8, and its arrays
+    others = iter([False, GOOD, BAD])  # it sees step 8, and reads its metadata, but not its arrays
     monkeypatch.setattr("ibmd_jax.train.checkpoint.highest", lambda here: max(here, next(others, GOOD)))
     np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
     assert "checkpoints/8 is unreadable (in another process); falling back to step 4" in caplog.text
+
+
+def test_processes_go_on_from_the_step_that_the_first_one_sees(tmp_path, uninterrupted, monkeypatch):
+    """A file server may show each of them another newest checkpoint."""
+    run(tmp_path, steps=8)
+    checkpoint = "ibmd_jax.train.checkpoint"
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{checkpoint}.of_first", lambda newest: 4)
+        opened = Checkpoints(tmp_path / "checkpoints", 3)
+        assert opened.restore(State(ABSTRACT))[0] == 4
+        patch.setattr(f"{checkpoint}.of_first", lambda newest: 12)
+        patch.setattr(f"{checkpoint}.PATIENCE", 0)
+        with pytest.raises(NotNow, match=r"not every process sees the checkpoint .*/12: start again when all do"):
+            opened.restore(State(ABSTRACT))
+        opened.close()
+    assert saved(tmp_path) == [4, 8]
+    np.testing.assert_array_equal(run(tmp_path)["w"], uninterrupted)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "toy").touch()
+    with pytest.raises(UserError, match=r"cannot write to .*toy/checkpoints .*: make it writable"):
+        run(tmp_path / "toy")
 
 
 def test_nothing_readable_is_an_error_and_not_a_fresh_start(tmp_path):

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from ibmd_jax.core.errors import UserError
@@ -45,6 +44,15 @@ def test_what_does_not_change_the_result_may_change(trained, section, fields):
     assert json.loads((trained / "config.json").read_text()) == changed(section, **fields)
 
 
+def test_parts_of_a_batch_may_not_change_under_dropout(tmp_path):
+    """Each part draws its own mask."""
+    config = {**CONFIG, "network": {"remat": "none", "dropout": 0.1}}
+    check_workdir(tmp_path, config)
+    (tmp_path / "teacher").mkdir()
+    with pytest.raises(UserError, match=r"\(distill.accumulate was 1, now 4\)"):
+        check_workdir(tmp_path, {**config, "distill": {"accumulate": 4, "steps": 5}})
+
+
 def test_another_configuration_is_refused_once_something_was_trained(trained):
     with pytest.raises(UserError, match=r"\(data.size was 32, now 64; distill.steps was 5, now 6\)"):
         check_workdir(trained, {**changed("data", size=64), "distill": {"accumulate": 1, "steps": 6}})
@@ -76,7 +84,7 @@ def test_the_folder_of_a_bucket_is_refused(tmp_path, monkeypatch):
 def test_processes_with_a_folder_each_are_refused(tmp_path, monkeypatch):
     for name, value in (
         ("jax.process_count", lambda: 2),
-        ("ibmd_jax.train.workdir.multihost_utils.broadcast_one_to_all", lambda x: np.uint32(5)),
+        ("ibmd_jax.train.workdir.of_first", lambda number: 5),
         ("ibmd_jax.train.workdir.barrier", lambda name: None),
         ("ibmd_jax.train.workdir.highest", int),
         ("ibmd_jax.train.workdir.PATIENCE", 0),
@@ -108,6 +116,11 @@ def test_two_runs_cannot_train_in_one_folder(tmp_path, environment):
     process.kill()
     process.communicate()
     with locked(tmp_path):
+        pass
+    with pytest.raises(UserError, match="gs:/bucket/run: it must be a folder"), locked(Path("gs://bucket/run")):
+        pass
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to the workdir .*file/run"), locked(tmp_path / "file" / "run"):
         pass
 
 
