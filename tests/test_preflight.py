@@ -11,7 +11,6 @@ from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from config_files import load
 
@@ -51,13 +50,18 @@ def test_loops_count_as_often_as_they_run_and_one_branch_of_several():
 HLO = """HloModule jit_f
 %body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
   %conv = f32[8] fusion(%p), backend_config={"estimated_cycles":"100","convolution_algorithm_config":{}}
+  %whole = bf16[2,8]{1,0} all-gather(%conv), dimensions={0}
   ROOT %out = (s32[], f32[8]) tuple(%i, %conv)
 }
 %condition.2 (p: (s32[], f32[8])) -> pred[] {
   %limit = s32[]{:T(128)} constant(7)
   ROOT %less = pred[] compare(%i, %limit), direction=LT
 }
+%sum.3 (p: f32[8]) -> f32[2] {
+  ROOT %part = f32[2]{0} reduce-scatter(%p), dimensions={0}
+}
 ENTRY %main (x: f32[8]) -> f32[8] {
+  %s = ((f32[8]), f32[2], u32[]) async-start(%x), calls=%sum.3
   %first = f32[8] fusion(%x), calls=%d, backend_config={"window_config":{"estimated_cycles":"30"}}
   %w = (s32[], f32[8]) while(%tuple), condition=%condition.2, body=%body.1
   %g = bf16[4,8]{1,0} all-gather(%first), dimensions={0}
@@ -71,8 +75,10 @@ def test_the_compiler_s_estimates_are_summed_over_loops():
     assert program.estimated_cycles(HLO) == {"fusion": 30, "convolution": 7 * 100}
 
 
-def test_collectives_are_counted_with_the_bytes_of_their_results():
-    assert program.collectives(HLO) == {"all-gather": (1, 64), "all-reduce": (1, 40)}
+def test_collectives_are_counted_over_loops_with_the_bytes_of_their_results():
+    in_a_loop = 7 * 2 * 8 * 2
+    found = program.collectives(HLO)
+    assert found == {"all-gather": (1 + 7, 64 + in_a_loop), "all-reduce": (1, 40), "reduce-scatter": (1, 8)}
 
 
 def config(**distill):
@@ -132,6 +138,7 @@ def test_an_update_is_compiled_and_measured(split):
     assert count > 10
     assert size < 1.1 * 4 * (split.parts["student"] + split.parts["auxiliary"])
     assert "all-to-all" not in report.collectives
+    assert report.again == 0
     slow = report._replace(cycles={"fusion": 6.0})
     text = preflight.describe(split, [slow], preflight.Chip(report.flops, 1.0, report.bytes / 3, 1.0))
     assert "DOES NOT FIT" in text
@@ -145,6 +152,18 @@ def test_an_update_is_compiled_and_measured(split):
     assert ": DOES NOT FIT" in refused
     assert refused.endswith("DOES NOT FIT: student update: too much")
     assert "a step:" not in refused
+
+
+@pytest.mark.usefixtures("lenient")
+def test_what_remat_computes_again_is_no_arithmetic_of_the_step(split):
+    found = config()
+    found.network.remat = "block"
+    again = preflight.make_job(found, "distill", jax.devices())
+    for name in ("auxiliary", "student"):
+        _, flops, more = preflight.trace(split, name)
+        assert more == 0
+        assert preflight.trace(again, name)[1] == flops
+        assert 0.05 * flops < preflight.trace(again, name)[2] < flops
 
 
 def test_a_corruption_with_settings_tells_whether_there_is_a_mask():
@@ -197,7 +216,7 @@ def test_what_compiled_before_an_update_that_does_not_fit_is_kept(monkeypatch, c
     def measure(job, name):
         if name == "student":
             raise preflight.DoesNotFit("student update: Used 16.12G of 15.75G hbm")
-        return preflight.Report(name, 2, 1e9, 1e9, 0, 0, 2**30, {"fusion": 1e6}, {}, 1.0)
+        return preflight.Report(name, 2, 1e9, 0, 1e9, 0, 0, 2**30, {"fusion": 1e6}, {}, 1.0)
 
     for name, value in preflight.ALONE.items():  # main sets these, and the levels: both as before after the test
         monkeypatch.setenv(name, value)
@@ -273,5 +292,4 @@ def test_a_slice_that_is_not_here(environment):
     assert table["the program itself"] > 0
     assert table.pop("peak") > sum(table.values()) - 0.5
     assert "all-reduce" in out
-    assert float(out.split("a step: ")[1].split(" s")[0]) >= 0
-    assert np.isfinite(float(out.split("estimate, ")[1].split(" times")[0]))
+    assert float(out.split("estimate, ")[1].split(" times")[0]) > 1

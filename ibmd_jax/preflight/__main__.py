@@ -59,10 +59,11 @@ CHIPS = {
 
 
 class Report(NamedTuple):
-    """What one update costs a chip. flops: of products and convolutions, those computed again included.
+    """What one update costs a chip. flops: of products and convolutions; again: of those that remat computes again.
 
-    bytes: all that operations read and write, and collectives: kind -> (count, bytes of results); both as the compiler
-        counts, what is in a loop once. temporaries: bytes beside the arguments, activations above all.
+    bytes: all that operations read and write, as the compiler counts, what is in a loop once.
+    collectives: kind -> (count, bytes of results).
+    temporaries: bytes beside the arguments: activations, and parameters that were gathered.
     code: bytes of the program itself, which a TPU keeps in the same memory; the loop's has all updates'.
     peak: bytes of code, arguments, temporaries, results, and the batches that the training loop holds beside these.
     cycles: the compiler's estimate by kind of operation; empty where it gives none.
@@ -71,6 +72,7 @@ class Report(NamedTuple):
     name: str
     count: int
     flops: float
+    again: float
     bytes: float
     temporaries: int
     code: int
@@ -120,12 +122,15 @@ def bytes_on_a_chip(tree: Any) -> int:
 class Job(NamedTuple):
     """All that is lowered: shapes and shardings of the state, the teacher and a batch.
 
+    plain: the method without remat.
+
     parts: bytes of a chip by what they are for, batch: of all batches that the training loop holds at once, more than
         the one lowered; whole: of all of them on one chip alone, the batches left out.
     microbatch: examples of a chip that are computed at once.
     """
 
     method: Any
+    plain: Any
     mesh: Any
     state: Any
     frozen: Any
@@ -156,7 +161,11 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     model, settings = build_model(config), config[stage]
     mesh = make_mesh(devices)
     check_divisible(f"config.{stage}.batch_size", settings.batch_size, mesh, settings.accumulate)
-    method = model.teacher if stage == "teacher" else model.distill
+    method = plain = model.teacher if stage == "teacher" else model.distill
+    if config.network.get("remat", "none") != "none":
+        bare = config.copy_and_resolve_references()
+        bare.network.remat = "none"
+        plain = getattr(build_model(bare), stage)
     split = config.schedule.fsdp_min_size
 
     def abstract(init: Any, *args: Any) -> Any:
@@ -206,22 +215,36 @@ def make_job(config: Any, stage: str, devices: list[Any]) -> Job:
     # A step takes several batches; beside its own there are those that wait and the one that is being made, with x_0.
     sizes["batch"] = method.batches * (bytes_on_a_chip(batch) * (1 + AHEAD) + bytes_on_a_chip(batch._replace(x_0=x)))
     microbatch = settings.batch_size // (len(devices) * settings.accumulate)
-    return Job(method, mesh, state, frozen, batch, sizes, whole, microbatch)
+    return Job(method, plain, mesh, state, frozen, batch, sizes, whole, microbatch)
+
+
+def trace(job: Job, name: str) -> tuple[Any, float, float]:
+    """One update for the mesh, traced; a chip's FLOP of its passes, and those that remat computes again."""
+    import jax
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    replicated = NamedSharding(job.mesh, PartitionSpec())
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated)
+    out = jax.tree.map(lambda x: x.sharding, job.state), replicated
+
+    def of(method: Any) -> tuple[Any, float]:
+        # What an update does not use, the teacher in the auxiliary's, is in memory all the same.
+        program = jax.jit(method.updates[name].apply, donate_argnums=0, out_shardings=out, keep_unused=True)
+        with jax.set_mesh(job.mesh):
+            traced = program.trace(job.state, job.frozen, job.batch, key)
+        return traced, count_flops(traced.jaxpr.jaxpr) / job.mesh.size
+
+    traced, total = of(job.method)
+    once = total if job.plain is job.method else of(job.plain)[1]
+    return traced, once, total - once
 
 
 def measure(job: Job, name: str) -> Report:
     """Compiles one update for the mesh, and reads what the compiler says of it. Raises: DoesNotFit."""
     import jax
-    from jax.sharding import NamedSharding, PartitionSpec
 
-    update, replicated = job.method.updates[name], NamedSharding(job.mesh, PartitionSpec())
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated)
-    out = jax.tree.map(lambda x: x.sharding, job.state), replicated
-    # What an update does not use, the teacher in the auxiliary's, is in memory all the same.
-    program = jax.jit(update.apply, donate_argnums=0, out_shardings=out, keep_unused=True)
-    with jax.set_mesh(job.mesh):
-        traced = program.trace(job.state, job.frozen, job.batch, key)
+    traced, once, again = trace(job, name)
     begin = time.perf_counter()
     with ticking(f"compiling the {name} update"):
         try:
@@ -237,8 +260,9 @@ def measure(job: Job, name: str) -> Report:
     peak += job.parts["batch"] - bytes_on_a_chip(job.batch)  # the loop's other batches
     return Report(
         name,
-        update.count,
-        count_flops(traced.jaxpr.jaxpr) / job.mesh.size,
+        job.method.updates[name].count,
+        once,
+        again,
         cost.get("bytes accessed", 0.0),
         memory.temp_size_in_bytes,
         memory.generated_code_size_in_bytes,
@@ -277,14 +301,14 @@ def describe(job: Job, reports: list[Report], chip: Chip | None, does_not_fit: s
     """The table of one preflight. does_not_fit: of an update that has no report."""
     chips, states = job.mesh.size, sum(job.parts.values()) - job.parts["batch"]
     lines = [f"{chips} x {job.mesh.devices.flat[0].device_kind}, {job.microbatch} examples a chip at once", ""]
-    lines += [f"{name:24} {size / MIB:10.1f} MiB a chip" for name, size in job.parts.items()]
+    lines += [f"{name:32} {size / MIB:10.1f} MiB a chip" for name, size in job.parts.items()]
     peak = peak_of(reports)
     for what, size in (
-        ("activations and the like", max(r.temporaries for r in reports)),
+        ("activations, gathered parameters", max(r.temporaries for r in reports)),
         ("the program itself", sum(r.code for r in reports)),
         ("peak", peak),
     ):
-        lines += [f"{what:24} {size / MIB:10.1f}"]
+        lines += [f"{what:32} {size / MIB:10.1f}"]
     if chip:
         lines[-1] += (
             f" of {chip.memory / MIB:.1f}: {'fits' if peak <= chip.memory and not does_not_fit else 'DOES NOT FIT'}"
@@ -293,7 +317,8 @@ def describe(job: Job, reports: list[Report], chip: Chip | None, does_not_fit: s
     total = floor = roofline = 0.0
     for r in reports:
         lines += ["", f"{r.name} update, {r.count} in a step (compiled in {r.compile_seconds:.0f} s)"]
-        lines += [f"  {r.flops / 1e9:.1f} GFLOP and {r.bytes / 1e9:.2f} GB a chip"]
+        again = f" (and {r.again / 1e9:.1f} again, for remat)" if r.again else ""
+        lines += [f"  {r.flops / 1e9:.1f} GFLOP{again} and {r.bytes / 1e9:.2f} GB a chip"]
         lines += [f"  {n} {kind}, {size / 1e6:.1f} MB" for kind, (n, size) in sorted(r.collectives.items())]
         if chip:
             least, moving = r.flops / chip.flops, r.bytes / chip.bandwidth
@@ -302,8 +327,8 @@ def describe(job: Job, reports: list[Report], chip: Chip | None, does_not_fit: s
             roofline += r.count * max(least, moving)
             lines += [
                 f"  at least {least * 1e3:.1f} ms for its arithmetic at peak, {moving * 1e3:.1f} ms for these bytes,",
-                "  what is in a loop counted once;",
-                f"  compiler's estimate {estimate * 1e3:.1f} ms, of it",
+                "  those in a loop counted once;",
+                f"  compiler's estimate {estimate * 1e3:.1f} ms, without what the chips send to each other, of it",
             ]
             most = sorted(r.cycles.items(), key=lambda item: -item[1])[:5]
             lines += [f"    {cycles / chip.clock * 1e3:10.1f} ms {kind}" for kind, cycles in most]

@@ -42,14 +42,13 @@ def _inner(params: dict[str, Any]) -> Iterator[Any]:
 OPERATION = re.compile(r"(?:^| )([a-z][a-z0-9\-]*)\(")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 WHILE = re.compile(r" while\(.*condition=(%[\w.\-]+), body=(%[\w.\-]+)")
+CALL = re.compile(r" (?:call|conditional|async-start)\(.*?(?:to_apply|calls|branch_computations|true_computation)=(.*)")
 
 
-def estimated_cycles(text: str) -> dict[str, float]:
-    """Sums, by kind of operation, of the estimates that libtpu writes beside those of an HLO program.
+def _operations(text: str) -> Iterator[tuple[str, int]]:
+    """The lines of an HLO program, and how often each runs: loops from 0 to a constant, as those of lax.scan are.
 
-    A convolution or product, with what is fused to it, is a "convolution". A serial sum: it knows nothing of what
-    overlaps. Loops count as often as they run, from 0 to a constant, as those of lax.scan do.
-    (Of the compiler's cost_analysis, "optimal_seconds" comes out negative on large programs.)
+    What is fused to an operation is left out; every branch of several runs once.
     """
     bodies: dict[str, list[str]] = {}
     name = main = ""
@@ -61,20 +60,33 @@ def estimated_cycles(text: str) -> dict[str, float]:
         elif name:
             bodies[name].append(line)
 
-    total: containers.Counter[str] = containers.Counter()
-
-    def add(name: str, times: int) -> None:
+    def inside(name: str, times: int) -> Iterator[tuple[str, int]]:
         for line in bodies.get(name, []):
-            found, loop = CYCLES.search(line), WHILE.search(line)
-            if found:
-                convolves = "convolution_algorithm_config" in line
-                kind = "convolution" if convolves else OPERATION.search(line.partition(" = ")[2]).group(1)
-                total[kind] += times * float(found.group(1))
+            yield line, times
+            loop, called = WHILE.search(line), CALL.search(line)
             if loop:
                 limits = re.findall(r"s32\[\]\S* constant\((\d+)\)", "\n".join(bodies.get(loop.group(1), [])))
-                add(loop.group(2), times * max([1, *map(int, limits)]))
+                yield from inside(loop.group(2), times * max([1, *map(int, limits)]))
+            for other in re.findall(r"%[\w.\-]+", called.group(1)) if called else ():
+                yield from inside(other, times)
 
-    add(main, 1)
+    return inside(main, 1)
+
+
+def estimated_cycles(text: str) -> dict[str, float]:
+    """Sums, by kind of operation, of the estimates that libtpu writes beside those of an HLO program, over its loops.
+
+    A convolution or product, with what is fused to it, is a "convolution". A serial sum, which knows nothing of what
+    overlaps; communication between chips has no estimate.
+    (Of the compiler's cost_analysis, "optimal_seconds" comes out negative on large programs.)
+    """
+    total: containers.Counter[str] = containers.Counter()
+    for line, times in _operations(text):
+        found = CYCLES.search(line)
+        if found:
+            convolves = "convolution_algorithm_config" in line
+            kind = "convolution" if convolves else OPERATION.search(line.partition(" = ")[2]).group(1)
+            total[kind] += times * float(found.group(1))
     return dict(total)
 
 
@@ -83,13 +95,15 @@ COLLECTIVE = re.compile(r"= (.+?) (all-gather|all-reduce|reduce-scatter|all-to-a
 
 
 def collectives(text: str) -> dict[str, tuple[int, int]]:
-    """Kind -> (how many, bytes of their results) in an HLO program; what is in a loop counts once."""
+    """Kind -> (how many, bytes of their results) in an HLO program, over its loops."""
     found: dict[str, tuple[int, int]] = {}
-    for shapes, kind in COLLECTIVE.findall(text):
-        size = sum(
-            BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
-            for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-        )
-        count, before = found.get(kind, (0, 0))
-        found[kind] = count + 1, before + size
+    for line, times in _operations(text):
+        operation = COLLECTIVE.search(line)
+        if operation:
+            size = sum(
+                BYTES.get(dtype, 4) * math.prod(int(n) for n in dims.split(",") if n)
+                for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", operation.group(1))
+            )
+            count, before = found.get(operation.group(2), (0, 0))
+            found[operation.group(2)] = count + times, before + times * size
     return found
