@@ -16,6 +16,7 @@ from ibmd_jax.bridges import BRIDGES
 from ibmd_jax.build.methods import sampling_of
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.methods.base import WEIGHTS
+from ibmd_jax.preflight.__main__ import CHIPS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -117,6 +118,13 @@ def test_the_answers_of_the_benchmarks_are_those_of_their_results():
     iteration = of("iteration")
     found = iteration["flops_over_passes"], iteration["seconds_over_passes"]
     assert "{:.4f} of their operations, {:.2f} of their time".format(*found) in text
+    for file, kind in (("v5e-4x4_8", "v5e"), ("v5e-4x4", "v5e"), ("v6e-4x4_16", "v6e")):
+        chip, updates = CHIPS[kind], of(f"preflight_{file}")["updates"]
+        estimate = sum(u["count"] * sum(u["cycles"].values()) for u in updates) / chip.clock
+        floor = sum(u["count"] * u["flops"] for u in updates) / chip.flops
+        least = sum(u["count"] * max(u["flops"] / chip.flops, u["bytes"] / chip.bandwidth) for u in updates)
+        (line,) = (line for line in text.splitlines() if f"(results/preflight_{file}.json)" in line)
+        assert line.endswith(f"GiB | {estimate / floor:.2f} | {estimate / least:.2f} |")
     ended = of("interruptions")
     assert f"at most {ended['most_steps_computed_again']} steps again" in text
     assert f"stopped in {ended['longest_stop_seconds']:.1f} s" in text
