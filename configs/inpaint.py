@@ -136,9 +136,12 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
         generate = importlib.util.module_from_spec(found)
         found.loader.exec_module(generate)
         with config.unlocked():
-            kept = {name: config.distill[name] for name in ("steps", "student_weight", "auxiliary_weight", "t_min")}
-            # Given x_T, the noise in its hole with it, x_0 still varies: the student needs noise of its own.
-            config.distill = {**generate.distillation(arg), **kept, "t_start": 0.0, "noise_channels": 3}
+            kept = {name: config.distill[name] for name in ("steps", "t_min")}
+            # Given x_T, the noise in its hole with it, x_0 still varies: the student needs noise of its own. It and
+            # the rates are what students of teachers that see x_T need: ibmd_jax/methods/README.md.
+            config.distill = {**generate.distillation(arg), **kept, "t_start": 0.9}
+            config.distill.student_optimizer.update(learning_rate=1e-4, b1=0.9)
+            config.distill.auxiliary_optimizer.update(learning_rate=3e-4, b1=0.9)
             config.bridge = {"name": "ddbm_vp", "beta_d": 2.0, "beta_min": 0.1}
             config.parametrisation = {"name": "ddbm", "sigma_0": 0.8, "sigma_T": 0.88, "covariance": 0.53}
         config.network.conditional = True  # its scores are those of x_t given x_T

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameters import perturb
 
 from ibmd_jax.bridges import BRIDGES
 from ibmd_jax.build import build, build_data, build_model
@@ -191,13 +192,13 @@ def test_two_of_a_kind_are_refused():
 
 
 def test_bridges_take_density_ratios_too():
-    """Conditional on x_T, with z; the whole step is traced, with the head's parameters of this network."""
+    """Conditional on x_T, with z in x_t; the whole step is traced, with the head's parameters of this network."""
     config = config_files.load("inpaint").get_config("dibregman")
     config.distill.update(batch_size=4, auxiliary_updates=1)
     job = build(config)
     batch = jax.eval_shape(lambda batch: jax.tree.map(lambda x: x[:8], batch), job.test())
-    student, params = (jax.eval_shape(lambda n=n: job.init_params(jax.random.key(0), n)) for n in (3, 0))
-    state = jax.eval_shape(lambda *start: job.distill.init(start), student, params)
+    params = jax.eval_shape(lambda: job.init_params(jax.random.key(0), 0))
+    state = jax.eval_shape(lambda start: job.distill.init((start, start)), params)
     with jax.numpy_dtype_promotion("standard"):
         after, _ = jax.eval_shape(job.distill.step, state, params, batch, jax.random.key(0))
     jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype) or pytest.fail(f"{x} became {y}"), state, after)
@@ -268,10 +269,13 @@ def test_noise_has_the_bridges_deviation_and_nothing_of_the_image(bridge, std):
 
 
 def test_names_reach_the_network():
-    config = tiny("dibregman,emoji-names")
-    batch = next(build_data(config).batches("teacher", 8)(0))
+    job = build(tiny("dibregman,emoji-names"))
+    batch = jax.tree.map(lambda x: x[:8], job.test())
     assert batch.cond.shape == (8, 128)
-    assert build(config).distill.batches == 2
+    assert job.distill.batches == 2
+    params = perturb(job.init_params(jax.random.key(0), 0))
+    named = jax.jit(lambda cond: job.distill.sample(params, jax.random.key(1), batch._replace(cond=cond)))
+    assert jnp.abs(named(batch.cond) - named(batch.cond[::-1])).max() > 0.01
 
 
 def test_told_earlier_changes_the_end_alone():

@@ -146,23 +146,17 @@ def test_the_gradient_is_that_of_the_divergence(name):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0.06, atol=0.01), found, expected)
 
 
-def quadratic():
-    """A classifier with the right form at one time: its parameters are a polynomial's."""
-    zero = {"c": jnp.zeros(3)}
-    return Classifier(
-        lambda phi: zero, lambda p, phi, x, t, batch: p["c"][0] + p["c"][1] * x[:, 0] + p["c"][2] * x[:, 0] ** 2
-    )
-
-
 @pytest.mark.usefixtures("lenient")
-def test_the_classifier_finds_the_ratio():
+def test_the_classifier_finds_the_ratio_at_all_times():
+    """Its form is that of the ratio of two Gaussians, noised: it begins with two that are alike."""
+    alike = {name: {"m": jnp.float32(0.0), "s": jnp.float32(1.0)} for name in "pq"}
+    judge = Classifier(lambda phi: alike, lambda params, phi, x, t, batch: log_ratio(x, t, **params))
     m = dibregman(
         denoise,
         BRIDGE,
         optax.sgd(0.0),
         optax.adam(optax.linear_schedule(0.05, 0.0, 600)),
-        quadratic(),
-        time_sampler=lambda key, batch, t_min, t_max: jnp.full((batch,), 0.4),
+        judge,
         **PLAIN,
     )
 
@@ -175,10 +169,12 @@ def test_the_classifier_finds_the_ratio():
         return jax.lax.scan(body, state, jnp.arange(600, dtype=jnp.uint32))
 
     state, (_, told, _) = run(m.init((STUDENT, STUDENT)))
-    x, t = jnp.linspace(-0.8, 1.1, 20)[:, None], jnp.full(20, 0.4)
-    found = jnp.exp(-quadratic().logit(state.classifier, None, x, t, None))
-    np.testing.assert_allclose(found, jnp.exp(-log_ratio(x, t)), rtol=0.05)
-    assert told[-1] < told[0] - 0.1
+    x = jnp.linspace(-0.6, 1.1, 20)[:, None]
+    for time in (0.2, 0.5, 0.8):
+        t = jnp.full(20, time)
+        found = jnp.exp(-judge.logit(state.classifier, None, x, t, None))
+        np.testing.assert_allclose(found, jnp.exp(-log_ratio(x, t)), rtol=0.05)
+    assert told[-1] < told[0] - 0.05
 
 
 @pytest.mark.usefixtures("lenient")
@@ -239,15 +235,27 @@ def test_on_a_conditional_bridge_the_truth_is_a_fixed_point_and_others_move_to_i
             log_normal(truth.params, x_t, t, batch.x_T) - log_normal(student, x_t, t, batch.x_T)
         )[:, 0]
 
-    x_T = gaussian.draw_x_T(truth, jax.random.key(0), 4096)
+    n, key = 4096, jax.random.key(1)
+    x_T = gaussian.draw_x_T(truth, jax.random.key(0), n)
+    t = jax.random.uniform(stream(key, "t"), (n,), jnp.float32, 1e-3, 1.0)
+    keys = jax.random.split(stream(key, "examples"), n)
+    z, eps = normal(stream(keys, "z"), (n, 1)), normal(stream(keys, "x_t"), (n, 1))
     for student in (truth.params, other):
         judge = Classifier(lambda phi: {}, log_ratio(student))
         settings = {**PLAIN, "ratio_clip": (0.05, 20.0), "divergence": DIVERGENCES[name]}
         m = dibregman(network, bridge, optax.sgd(0.1), optax.sgd(0.0), judge, **settings)
         state = m.init((student, student))
-        after, info = m.updates["student"].apply(state, truth.params, Batch(x_T), jax.random.key(1))
+        after, info = m.updates["student"].apply(state, truth.params, Batch(x_T), key)
         moved = jax.tree.map(lambda x, y, z: jnp.abs(x - z) - jnp.abs(y - z), student, after.student, truth.params)
         if student is other:
+            a, b, c = (v[:, None] for v in bridge.coeffs(t))
+            x_t = a * x_T + b * (x_T * student["M"] + z * student["R"]) + c * eps
+            r = jnp.clip(jnp.exp(-judge.logit(None, None, x_t, t, Batch(x_T))), 0.05, 20.0)
+            good, bad = (network(params, x_t, t, x_T) for params in (truth.params, student))
+            gradient = DIVERGENCES[name].weight(r)[:, None] * (bad - good)
+            for part, seen in (("M", x_T), ("R", z)):
+                by_hand = student[part] - 0.1 * (gradient * seen).mean()
+                np.testing.assert_allclose(after.student[part], by_hand, rtol=1e-4)
             assert all(v > 0.001 for v in jax.tree.leaves(moved))
             assert abs(info.ratio - 1) > 0.02
         else:
