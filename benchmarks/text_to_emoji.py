@@ -52,18 +52,32 @@ def markdown(rows: list[dict[str, Any]], settings: str) -> str:
         "# Names to emoji, 32 pixels\n",
         f"{settings}\n398 names of the training set, and the 398 held-out ones.",
         "Own name: the share of images whose own name is the nearest of all names of the set, by a small image encoder",
-        "(`metrics/retrieval.py`); FID and KID by the features of the emoji classifier.\n",
-        "| names | model | NFE | seed | own name | of the teacher's at 50 | FID | KID | images/s |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "(`metrics/retrieval.py`); FID and KID by the features of the emoji classifier; diversity: deviation over the",
+        "noise, for one name.\n",
+        "| names | model | NFE | seed | own name | of the teacher's at 50 | FID | KID | diversity | images/s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     best = {row["names"]: row["accuracy"] for row in rows if row["nfe"] == NFE[-1]}
     for row in rows:
         metrics = row["metrics"]
         ratio = f"{row['accuracy'] / best[row['names']]:.2f}" if row["nfe"] and best[row["names"]] else ""
         cells = [row["names"], row["label"], str(row["nfe"] or ""), str(row["seed"]), f"{row['accuracy']:.3f}", ratio]
-        cells += [f"{metrics[k]:.2f}" if k in metrics else "" for k in ("fid", "kid")]
+        cells += [f"{metrics[k]:.{n}f}" if k in metrics else "" for k, n in (("fid", 2), ("kid", 2), ("diversity", 3))]
         cells.append(f"{row['images_per_second']:.0f}" if row["nfe"] else "")
         lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
+    for names in best:
+        teacher, student = (
+            [row for row in rows if row["names"] == names and row["label"] == label]
+            for label in ("teacher", "Di-Bregman")
+        )
+        least = min(teacher, key=lambda row: row["metrics"]["fid"])
+        fid, diversity = (np.mean([row["metrics"][name] for row in student]) for name in ("fid", "diversity"))
+        lines.append(
+            f"{names.capitalize()} names: the student's FID is {fid / teacher[-1]['metrics']['fid']:.2f} times the "
+            f"teacher's at {NFE[-1]}, {fid / least['metrics']['fid']:.2f} times its least, at {least['nfe']}; its "
+            f"diversity is {diversity / teacher[-1]['metrics']['diversity']:.2f} of the teacher's at {NFE[-1]}.  "
+        )
     start = [row for row in rows if row["label"] == "teacher" and row["nfe"] == NFE[0]]
     first = [row["accuracy"] / best[row["names"]] for row in start]
     if min(first) > 0.9:

@@ -75,8 +75,8 @@ METHODS = {
         **ALONE,
         "student_weight": "native",
         "times": (),  # of the student's steps, increasing to T; (): equally spaced
-        "hidden": "features",  # or "latents", "none"
-        "output_weight": 1.0,
+        "hidden": "latents",  # or "features", which with output_weight = 1 are the authors' terms, or "none"
+        "output_weight": 0.0,  # that of a student which equals its teacher
         "hidden_weight": 1.0,
         "chain": 4,  # teacher's steps in one of the student's, for "latents"
         "distance": "l1",

@@ -154,17 +154,27 @@ def test_students_of_a_chain_have_one_evaluation_a_step(steps):
         build(config)
 
 
-@pytest.mark.parametrize(("method", "told"), [("sfddm", False), ("latents", True), ("progressive", True)])
+@pytest.mark.parametrize(("method", "told"), [("features", False), ("sfddm", True), ("progressive", True)])
 def test_a_chain_that_draws_noise_at_T_is_warned_of(caplog, method, told):
     config = tiny("progressive" if method == "progressive" else "sfddm")
-    if method == "latents":
-        config.distill.hidden = "latents"
+    if method == "features":
+        config.distill.update(hidden="features", output_weight=1.0)
     build_model(config)
     assert "learns the mean over it" not in caplog.text
     with config.unlocked():
         config.bridge, config.data.corruption = {"name": "i2sb"}, "inpaint-center"
     build_model(config)
     assert ("learns the mean over it" in caplog.text) == told
+
+
+@pytest.mark.parametrize(("hidden", "told"), [("features", False), ("latents", True)])
+def test_a_student_of_deterministic_steps_is_not_for_random_ones(caplog, hidden, told):
+    config = tiny("sfddm", hidden=hidden, output_weight=float(hidden == "features"))
+    build_model(config)
+    assert "makes a student of deterministic steps" not in caplog.text
+    config.evaluate.sampler.name = "ancestral"
+    build_model(config)
+    assert ("makes a student of deterministic steps" in caplog.text) == told
 
 
 def test_a_student_of_several_steps_is_told_each_of_its_times_once():

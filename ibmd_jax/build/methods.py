@@ -253,6 +253,11 @@ def _one_network(c: dict[str, Any], parts: Parts, method: Callable[..., Method],
 def _sfddm(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
     if c["distill"]["hidden"] == "features":
         _features_shape(parts)  # a network without them is told before its teacher is trained
+    if c["distill"]["hidden"] == "latents" and c["evaluate"]["sampler"]["name"] == "ancestral":
+        log.warning(
+            "config.distill.hidden = 'latents' makes a student of deterministic steps, and config.evaluate.sampler "
+            "draws noise: take dbim"
+        )
     names = ("hidden", "output_weight", "hidden_weight", "chain", "distance")
     return _one_network(c, parts, methods.sfddm, {name: c["distill"][name] for name in names})
 

@@ -2,8 +2,9 @@
 
 e(text) = sqrt(D) s / |s|,   s = sum over words w and k = 1 ... 4 of sign_k(w) one_hot(index_k(w))        (1)
 
-A fixed map, the same in every process and version, without weights: pretrained sentence encoders come by downloads at
-first use, which runs without a network cannot make. Embeddings of one go into `npz:FILE` as an array text [N, D].
+A fixed map, the same in every process and version, without weights. Pretrained sentence encoders are downloads at
+first use, or packages of some 80 MB of weights that need PyTorch: no dependency for names of a few words. Embeddings
+of one go into `npz:FILE` as an array text [N, D].
 """
 
 import hashlib

@@ -164,7 +164,7 @@ def dibregman(
         auxiliary_updates: of auxiliary network and classifier, before one of the student; each has a batch.
         student_weight: omega(t) of (3). auxiliary_weight: lambda(t) of the auxiliary network's loss.
         normalise: divides each example's (3) by its mean |x_0 - x_0_*|, as DMD does.
-        logit_clip: bound of |d|; ratio_clip: bounds of r; 0 and (0, inf) leave them.
+        logit_clip: bound of |d|, wider than the default ones of r; ratio_clip: bounds of r; 0 and (0, inf) leave them.
         ratio_mean: multiplies r by the moving average of 1 / r in its tenth of [0, T]. The true one is 1, as 1 / r is
             p / q and x_t is drawn from q. (That of r is more than 1: to divide by it would be wrong.)
         weight_mean: divides h''(r) r by its own moving average.
