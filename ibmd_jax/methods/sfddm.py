@@ -16,10 +16,10 @@ the chain's own latents ("latents"): with u = phi_{i-1},
 
     hidden_student = x_u in one deterministic step from x_s,   hidden_teacher = x_u in `chain` such steps    (3)
 
-and its minimum is a student whose one step is `chain` steps of the teacher, where it is the only term (the first one
-pulls back to the teacher): derived here, not the paper's formula. Such a student is for deterministic steps. Not
-so on a pinned bridge with noise, in the step from T: it draws noise that the student does not see, which learns the
-mean over it; and that chain is one of teachers that see x_T (samplers/dbim.py).
+and the minimum of this term alone (the first one pulls back to the teacher) is a student whose one deterministic step
+is `chain` steps of the teacher: derived here, not the paper's formula. Not so on a pinned bridge with noise, in the
+step from T: it draws noise that the student does not see, which learns the mean over it; and that chain is one of
+teachers that see x_T (samplers/dbim.py).
 The code's last step starts at phi = T - T/T', where x_s still shows x_0, though sampling starts from noise; here the
 chain ends at T itself.
 """
