@@ -60,7 +60,7 @@ def get_config(arg: str = "default") -> ml_collections.ConfigDict:
                 "start": "",  # folder of parameters to start training from
                 "steps": 2000,
                 "batch_size": 64,
-                "accumulate": 1,  # parts of a batch, one after the other: less memory, the same result (without dropout)
+                "accumulate": 1,  # parts of a batch, one after the other: less memory, the same result
                 "optimizer": {
                     "name": "adam",
                     "learning_rate": 1e-3,
