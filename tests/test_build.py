@@ -171,6 +171,9 @@ def test_what_a_network_of_ones_own_lacks_is_told_before_its_teacher_is_trained(
         config = config_files.load("generate").get_config(f"{method},quicktest")
         with config.unlocked():
             config.network = {"name": "joining", "conditional": False}
+        if method == "sfddm":
+            build_model(config)
+            config.distill.hidden = "features"
         with pytest.raises(UserError, match="Joining sows no features"):
             build_model(config)
 
