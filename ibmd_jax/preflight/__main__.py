@@ -123,7 +123,6 @@ class Job(NamedTuple):
     """All that is lowered: shapes and shardings of the state, the teacher and a batch.
 
     plain: the method without remat.
-
     parts: bytes of a chip by what they are for, batch: of all batches that the training loop holds at once, more than
         the one lowered; whole: of all of them on one chip alone, the batches left out.
     microbatch: examples of a chip that are computed at once.
