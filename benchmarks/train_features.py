@@ -4,7 +4,7 @@
     python -m ibmd_jax.data.prepare fashion_mnist --from FOLDER && python -m benchmarks.train_features fashion
     python -m benchmarks.train_features names
 
-Classes are the emoji's Unicode subcategories, or those of Fashion-MNIST. "names" maps drawings onto the embeddings of
+Classes are the emoji's Unicode subcategories, or those of Fashion-MNIST. "names" maps drawings onto the words of
 their names (metrics/retrieval.py): of 128 drawings with different names, each has to find its name and each name its
 drawing (InfoNCE with a learned temperature). Only the training split is used, mirrored and shifted by up to 2 pixels.
 Weights are stored as float16. Training is deterministic given the machine's arithmetic.
@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict
 
 from ibmd_jax.core.arrays import from_uint8
 from ibmd_jax.data import Options, open_source
-from ibmd_jax.data.emoji import index, name_embeddings, rows_of, tiles
+from ibmd_jax.data.emoji import index, name_words, rows_of, tiles
 from ibmd_jax.metrics.features.classifier import Classifier
 from ibmd_jax.metrics.retrieval import NETWORK, directions, retrieval_accuracy
 
@@ -42,7 +42,7 @@ def fashion(split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def names(split: str) -> tuple[np.ndarray, np.ndarray]:
-    return from_uint8(tiles("noto", 32)[rows_of(split)]), name_embeddings()[rows_of(split)]
+    return from_uint8(tiles("noto", 32)[rows_of(split)]), name_words()[rows_of(split)]
 
 
 def main() -> None:

@@ -45,18 +45,31 @@ def rows_of(split: str) -> np.ndarray:
 
 @functools.cache
 def name_embeddings() -> np.ndarray:
-    """The names of all drawings as text, [3786, 128] float32; skin-tone variants of one emoji share theirs."""
+    """The names of all drawings by a frozen text encoder: [3786, 128] float32 of mean square 1.
+
+    128 principal axes of all-MiniLM-L6-v2's sentence embeddings, made once by benchmarks/embed_names.py. Skin-tone
+    variants of one emoji share their name.
+    """
+    _, number = np.unique([entry["name"] for entry in index()], return_inverse=True)
+    with (importlib.resources.files(__package__) / "emoji" / "names.npz").open("rb") as file:
+        return np.load(file, allow_pickle=False)["text"].astype(np.float32)[number]
+
+
+@functools.cache
+def name_words() -> np.ndarray:
+    """The names of all drawings as hashed words (data/text.py): [3786, 128] float32 of mean square 1."""
     return np.stack([hashed_words(entry["name"]) for entry in index()])
 
 
 def emoji(where: str, split: str, options: Options) -> Arrays:
     """The Noto drawings of a split, 3388 for "train" and 398 for "test"; their labels are the categories.
 
-    where: "", "pairs" for the Twemoji drawings of the same emoji as x_T, or "names" for their names as text (which
-    say left and right, unlike config.data.flip). Raises: UserError for another size.
+    where: "", "pairs" for the Twemoji drawings of the same emoji as x_T, "names" for their names as text, by a text
+    encoder, or "words", by the words alone (names say left and right, unlike config.data.flip).
+    Raises: UserError for another size.
     """
-    variants = {name: name for name in ("", "pairs", "names")}
-    variant = lookup(variants, where, "variant of the emoji set (emoji, emoji:pairs or emoji:names)")
+    variants = {name: name for name in ("", "pairs", "names", "words")}
+    variant = lookup(variants, where, "variant of the emoji set (emoji, or emoji: and pairs, names or words)")
     if options.size not in SIZES:
         raise UserError(f"config.data.size = {options.size}: the emoji come in {', '.join(map(str, SIZES))} pixels")
     categories = sorted({entry["category"] for entry in index()})
@@ -66,6 +79,6 @@ def emoji(where: str, split: str, options: Options) -> Arrays:
     }
     if variant == "pairs":
         arrays["x_T"] = tiles("twemoji", options.size)
-    if variant == "names":
-        arrays["text"] = name_embeddings()
+    if variant in ("names", "words"):
+        arrays["text"] = name_embeddings() if variant == "names" else name_words()
     return Arrays(arrays, rows_of(split), options)

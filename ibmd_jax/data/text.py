@@ -2,9 +2,9 @@
 
 e(text) = sqrt(D) s / |s|,   s = sum over words w and k = 1 ... 4 of sign_k(w) one_hot(index_k(w))        (1)
 
-A fixed map, the same in every process and version, without weights. Pretrained sentence encoders are downloads at
-first use, or packages of some 80 MB of weights that need PyTorch: no dependency for names of a few words. Embeddings
-of one go into `npz:FILE` as an array text [N, D].
+A fixed map, the same in every process and version, without weights, and for any text: what `emoji:words` conditions on,
+and what metrics/retrieval.py looks for. It knows nothing of what words mean; `emoji:names` has the same names by a text
+encoder (benchmarks/embed_names.py). Embeddings of one's own texts go into `npz:FILE` as an array text [N, D].
 """
 
 import hashlib

@@ -8,7 +8,7 @@ import pytest
 
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data import open_source
-from ibmd_jax.data.emoji import emoji, index, name_embeddings, rows_of
+from ibmd_jax.data.emoji import emoji, index, name_embeddings, name_words, rows_of
 from ibmd_jax.data.source import Options
 from ibmd_jax.data.text import hashed_words
 
@@ -53,17 +53,36 @@ def test_names_are_near_where_they_share_words():
     assert cosine("kiss woman woman", "kiss woman") < 0.99  # words are counted
 
 
-def test_the_emoji_bring_their_names():
-    assert len(np.unique(name_embeddings(), axis=0)) == len({entry["name"] for entry in index()})
-    source, plain = (emoji(where, "test", Options(16)) for where in ("names", ""))
-    row, entry = source[5], index()[rows_of("test")[5]]
+@pytest.mark.parametrize(("variant", "texts"), [("names", name_embeddings), ("words", name_words)])
+def test_the_emoji_bring_their_names(variant, texts):
+    assert len(np.unique(texts(), axis=0)) == len({entry["name"] for entry in index()})
+    assert (texts().dtype, texts().shape) == (np.float32, (3786, 128))
+    np.testing.assert_allclose(np.square(texts()).mean(-1), 1, rtol=1e-3)
+    source, plain = (emoji(where, "test", Options(16)) for where in (variant, ""))
+    row = source[5]
     assert row.keys() == {"x_0", "label", "text"}
-    assert row["text"].dtype == np.float32
-    np.testing.assert_array_equal(row["text"], hashed_words(entry["name"]))
+    np.testing.assert_array_equal(row["text"], texts()[rows_of("test")[5]])
     np.testing.assert_array_equal(row["x_0"], plain[5]["x_0"])
     assert plain[5].keys() == {"x_0", "label"}
     with pytest.raises(UserError, match="unknown variant of the emoji set"):
         emoji("texts", "test", Options(16))
+
+
+def test_words_are_those_of_the_name():
+    entry = index()[rows_of("test")[5]]
+    np.testing.assert_array_equal(name_words()[rows_of("test")[5]], hashed_words(entry["name"]))
+
+
+@pytest.mark.parametrize(("name", "near", "far"), [("dog", "poodle", "guitar"), ("ship", "sailboat", "grinning face")])
+def test_the_text_encoder_knows_what_words_mean(name, near, far):
+    """Of names without a common word those of similar things are near: rows in another order would not be."""
+    names = [entry["name"] for entry in index()]
+    words, meant = (
+        [float(text[names.index(name)] @ text[names.index(other)]) / 128 for other in (near, far)]
+        for text in (name_words(), name_embeddings())
+    )
+    assert abs(words[0]) < 0.3
+    assert meant[0] > meant[1] + 0.3
 
 
 def test_a_file_may_bring_embeddings(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ibmd_jax.core.arrays import from_uint8
-from ibmd_jax.data.emoji import name_embeddings, rows_of, tiles
+from ibmd_jax.data.emoji import name_words, rows_of, tiles
 from ibmd_jax.metrics.retrieval import PART, name_encoder, retrieval_accuracy
 
 RNG = np.random.default_rng(0)
@@ -12,7 +12,7 @@ RNG = np.random.default_rng(0)
 
 def drawings(split, step=1):
     rows = rows_of(split)[::step]
-    return from_uint8(tiles("noto", 32)[rows]), name_embeddings()[rows]
+    return from_uint8(tiles("noto", 32)[rows]), name_words()[rows]
 
 
 def test_images_that_show_their_text_are_all_found_whatever_its_length():
