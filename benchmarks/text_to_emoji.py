@@ -87,8 +87,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         last, least = teacher[-1], min(teacher, key=lambda row: row["metrics"]["fid"])
         fid, diversity = (np.mean([row["metrics"][name] for row in student]) for name in ("fid", "diversity"))
         lines.append(
-            f"- {names.capitalize()} names by {text}: the student's FID is {fid / last['metrics']['fid']:.2f} times the "
-            f"teacher's at {NFE[-1]}, {fid / least['metrics']['fid']:.2f} times its least, at {least['nfe']}; its "
+            f"- {names.capitalize()} names by {text}: the student's FID is {fid / last['metrics']['fid']:.2f} times "
+            f"the teacher's at {NFE[-1]}, {fid / least['metrics']['fid']:.2f} times its least, at {least['nfe']}; its "
             f"diversity is {diversity / last['metrics']['diversity']:.2f} of the teacher's at {NFE[-1]}."
         )
     lines.append(
