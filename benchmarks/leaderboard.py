@@ -244,7 +244,7 @@ def markdown(rows: list[dict[str, Any]], passes: dict[str, int]) -> str:
         metrics = [r["metrics"] for r in group]
         worst = [max((v for r in group for v in r["classes"]), key=lambda v: abs(v - 1))]
         cells = [
-            label,
+            f"{BASE.replace('_', ' ')}, {label}" if label in ABLATIONS else label,
             str(nfe),
             text([m["fid"] for m in metrics], 2),
             "" if label == WHOLE else f"{np.mean([m['fid'] for m in metrics]) / reference['metrics']['fid']:.2f}",
@@ -312,6 +312,16 @@ def claims(groups: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]:
         found.append(
             f"The best h of {len(others) + 1} is better than the reverse KL divergence: {best[0]}: "
             f"{paired(groups, best, reverse)}; at most 1.5 times the teacher: {ratio:.2f}, {verdict(ratio <= 1.5)}."
+        )
+    base = groups.get((f"Di-Bregman, {BASE.replace('_', ' ')}", 1), [])
+    known = {r["seed"]: r["metrics"]["fid"] for r in base}
+    changed = [(label, r) for label in ABLATIONS for r in groups.get((label, 1), []) if r["seed"] in known]
+    if changed:
+        parts = [f"{label} {r['metrics']['fid'] / known[r['seed']]:.2f}" for label, r in changed]
+        found.append(
+            f"{base[0]['label']} with one thing changed, its FID over that of the same seed unchanged: "
+            f"{', '.join(parts)}. Unchanged, seeds differ by {max(known.values()) / min(known.values()):.2f}: "
+            "what is nearer to 1 says nothing."
         )
     off = {row: max(abs(v - 1) for r in group for v in r["classes"]) for row, group in groups.items()}
     inside = [f"{label} at {nfe}" for (label, nfe), worst in off.items() if worst <= 0.2]
