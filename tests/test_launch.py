@@ -249,7 +249,7 @@ def children(process):
 
 @pytest.mark.timeout(900)
 def test_two_processes_are_one_run_that_may_stop_and_go_on_elsewhere(environment, tmp_path):
-    """120 steps on 1 process of 4 devices; and on 2 processes of 2 each, stopped by SIGTERM and then by the loss of one
+    """120 steps on 1 process of 4 devices; and on 2 processes of 2 each, stopped by SIGTERM, then by the loss of either
     of them, and on 1 process of 1 device to the end: the same losses."""
     code, out = finish(start(environment, tmp_path / "one", 4, "--config.teacher.steps=120", processes=1))
     assert code == 0, out
@@ -262,18 +262,19 @@ def test_two_processes_are_one_run_that_may_stop_and_go_on_elsewhere(environment
     assert code == 143, out
     assert len(re.findall(r"stopped by SIGTERM at teacher step \d+, saved", out)) == 2, out
 
-    process = start(environment, folder, 2, steps)
-    wait_for(process, folder / "teacher" / "checkpoints" / "60")
-    os.kill(children(process)[1], signal.SIGKILL)
-    begin = time.time()
-    code, out = finish(process)
-    assert code != 0
-    assert time.time() - begin < 100
-    assert re.search("failed, or lost another|another task died", out), out  # ours, or that of JAX
+    for lost, saved in ((1, 60), (0, 80)):
+        process = start(environment, folder, 2, steps)
+        wait_for(process, folder / "teacher" / "checkpoints" / str(saved))
+        os.kill(children(process)[lost], signal.SIGKILL)
+        begin = time.time()
+        code, out = finish(process)
+        assert code != 0
+        assert time.time() - begin < 100
+        assert re.search("failed, or lost another|another task died", out), out  # ours, or that of JAX
 
     code, out = finish(start(environment, folder, 1, steps, processes=1))
     assert code == 0, out
-    assert re.search(r"resuming at step (60|80)", out), out
+    assert re.search(r"resuming at step (80|100)", out), out
     first, second = losses(tmp_path / "one"), losses(folder)
     assert sorted(first) == sorted(second) == list(range(1, 121))
     np.testing.assert_allclose([second[i] for i in range(1, 20)], [first[i] for i in range(1, 20)], atol=1e-6)
