@@ -326,7 +326,12 @@ def claims(groups: dict[tuple[str, int], list[dict[str, Any]]]) -> list[str]:
     off = {row: max(abs(v - 1) for r in group for v in r["classes"]) for row, group in groups.items()}
     inside = [f"{label} at {nfe}" for (label, nfe), worst in off.items() if worst <= 0.2]
     share = "only " + ", ".join(inside) if inside else "**no row**, the teacher included"
-    found.append(f"Every class has its share within 20 %: {share}.")
+    students = {row: min(v for r in groups[row] for v in r["classes"]) for row in groups if row[0] in ENTRIES}
+    few, nfe = min(students, key=lambda row: students[row])
+    found.append(
+        f"Every class has its share within 20 %: {share}. The least share of a class in a student, 0 for one "
+        f"that it has lost: {students[few, nfe]:.2f} ({few})."
+    )
     near, far = [], []
     for row in groups:
         if row[0] in ENTRIES:
