@@ -6,8 +6,8 @@ python -m ibmd_jax.main --config=configs/paper.py:jpeg-5-quicktest     a minute 
 
 A row takes its teacher from teachers/ROW, and I2SB's rows start the auxiliary network at teachers/ROW-raw. e2h-1 and
 e2h-2 have one teacher, and so have the diode rows: set --config.teacher.checkpoint. All 256 examples are computed at
-once: on few devices set --config.distill.accumulate. Rows of several steps share n within a step, unlike the authors'
-code: see methods/ibmd.py.
+once: on few devices set --config.distill.accumulate. Rows with multistep = "marginal" share n within a
+step, unlike the authors' code: see methods/ibmd.py.
 
 | row            | teacher             | NFE | FID published (NFE)      | time on 8 A100 |
 |---|---|---|---|---|

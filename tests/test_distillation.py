@@ -251,4 +251,4 @@ def test_what_does_not_fit_is_named(teachers):
     four = {"name": "mixture", "corruptions": (*TASKS, "grey")}
     refused("gives 4 labels, and a blind student takes one more", distill__blind=True, data__corruption=four)
     refused("gives 4 labels", data__corruption=four)
-    refused("alpha is between 0 and 1, or both are 1", distill__real_data=(1.0, 0.5))
+    refused("alpha is between 0 and 1 and beta at most 1, or both are 1", distill__real_data=(1.0, 0.5))

@@ -149,8 +149,8 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
     noisy = corruption.startswith(("inpaint", "noise", "pure-noise")) and settings.get("fill") != "grey"
     if d["noise_channels"] == d["t_start"] == 0 and (c["network"]["conditional"] or not noisy):
         log.warning(
-            "config.distill.noise_channels = 0: this student gives one x_0 for an x_T, where its teacher draws from "
-            "many; %s would let it draw, too",
+            "config.distill.noise_channels = 0: this student gives one x_0 for an x_T in one step, where its teacher "
+            "draws from many; %s would let it draw, too",
             "t_start = 0.9" if c["network"]["conditional"] else c["data"]["channels"],
         )
     names = ("auxiliary_updates", "normalise", "noise_channels", "ema_decay", "t_min", "accumulate")

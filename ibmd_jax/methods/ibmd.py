@@ -76,8 +76,7 @@ class Info(NamedTuple):
     slow, is worse than the teacher on the student's own images (what came of that: methods/README.md). The identities
     are E[x_0_hat (x_0_hat - x_0)] of the teacher and of the auxiliary network: 0 for the posterior mean of the
     student's own x_0, so the second is near 0 while the auxiliary keeps up, the first when the student has converged.
-    Neither holds with real_data, of whose terms the loss has no part: the networks then learn of clean images, too;
-    nor does the first with `normalise`.
+    Neither holds with real_data, of whose terms the loss has no part: the networks then learn of clean images, too.
     """
 
     loss: Array
@@ -239,8 +238,8 @@ def ibmd(
         student_label: a label that the student is given in the place of batch.cond, which teacher and auxiliary see: a
             student blind to the task.
         accumulate: parts of a batch whose gradients are averaged one after the other, to save memory.
-    Raises: ValueError for another multistep or rollout, for "posterior" from noise or with same_z, and for alpha and
-        beta that (6) does not allow; `sample` for more than N steps.
+    Raises: ValueError for another multistep or rollout, for "posterior" from noise, with same_z, or with a t_min that
+        leaves its last step no time, and for alpha and beta that (6) does not allow; `sample` for more than N steps.
     """
     for name, value, known in (
         ("multistep", multistep, ("marginal", "posterior")),
@@ -250,9 +249,12 @@ def ibmd(
             raise ValueError(f"{name} = {value!r}: it must be {known[0]} or {known[1]}")
     if same_z and multistep == "posterior":
         raise ValueError("same_z is for multistep = 'marginal': the states of 'posterior' come from another roll-out")
-    alpha, beta = real_data
-    if not (0 < alpha < 1 or alpha == beta == 1):
-        raise ValueError(f"real_data = {alpha, beta}: alpha is between 0 and 1, or both are 1")
+    try:
+        alpha, beta = (float(value) for value in real_data)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"real_data = {real_data}: it must be two numbers, alpha and beta") from error
+    if not ((0 < alpha < 1 and 0 < beta <= 1) or alpha == beta == 1):
+        raise ValueError(f"real_data = {alpha, beta}: alpha is between 0 and 1 and beta at most 1, or both are 1")
     if from_noise and steps > 1 and multistep == "posterior":
         raise ValueError("multistep = 'posterior' takes x_T for a part of x_t, which noise is not: take 'marginal'")
     if multistep == "posterior" and t_min >= bridge.T / steps:

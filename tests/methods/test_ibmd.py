@@ -17,7 +17,7 @@ from ibmd_jax.core.types import Batch
 from ibmd_jax.methods import ibmd
 from ibmd_jax.methods.base import WEIGHTS, in_turn, ten_to
 from ibmd_jax.methods.ibmd import by_t, generate, state_on_path, student_terms
-from ibmd_jax.methods.teacher import bridge_matching_loss
+from ibmd_jax.methods.teacher import bridge_matching_loss, denoising_error
 from ibmd_jax.networks.generator import told_earlier
 
 COUPLINGS = {"1-D": gaussian.ONE_D, "2-D": gaussian.TWO_D}
@@ -332,6 +332,9 @@ def test_the_loss_counts_the_mask_only():
     for x in (terms.teacher, terms.teacher_identity, terms.distance):
         np.testing.assert_array_equal(x, 0)  # the hole is predicted exactly; what is wrong elsewhere does not count
     assert (terms.auxiliary > 0).all()
+    for params, wrong in ((0.0, False), (1.0, True)):
+        error = denoising_error(denoise, BRIDGE, jnp.float32(params), x_t, t, x_0, batch)
+        assert ((error > 0) == wrong).all()
 
 
 @pytest.mark.parametrize("bridge", [Brownian(), I2SB()], ids=repr)
@@ -506,6 +509,9 @@ def test_a_last_step_of_posterior_that_starts_before_t_min_is_refused():
         {"rollout": "teacher"},
         {"real_data": (0.0, 0.0)},
         {"real_data": (1.0, 0.9)},
+        {"real_data": (0.9, -3.0)},
+        {"real_data": (0.9,)},
+        {"real_data": ("a", "b")},
         {"same_z": True, "multistep": "posterior"},
     ],
 )
@@ -574,10 +580,11 @@ def test_losses_by_t_are_means_over_equal_parts():
 def test_pretraining_holds_the_student():
     coupling = gaussian.TWO_D
     denoise = gaussian.make_denoise(BRIDGE, coupling.S)
-    m = ibmd(denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), noise_channels=2, pretraining=1)
+    m = ibmd(denoise, BRIDGE, optax.sgd(0.1, 0.9), optax.sgd(0.1, 0.9), noise_channels=2, pretraining=1)
     before, (held, _) = one_step(m, coupling)
-    assert not differs((before.student, before.ema), (held.student, held.ema))
+    assert not differs(*((s.student, s.ema, s.student_optimizer) for s in (before, held)))
     assert differs(before.auxiliary, held.auxiliary)
+    assert differs(before.auxiliary_optimizer, held.auxiliary_optimizer)
     x_T = gaussian.draw_x_T(coupling, jax.random.key(9), 64 * m.batches)
     after, _ = jax.jit(m.step)(held, coupling.params, Batch(x_T), jax.random.key(1))
     assert differs(held.student, after.student)
@@ -638,6 +645,54 @@ def test_one_z_can_serve_a_whole_roll_out(same):
         assert bool((x == batch.x_T).all()) == (n == 0)
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_state_and_the_x_0_made_from_it_have_one_z_if_that_is_asked_for(same):
+    seen = []
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        if z is not None:
+            jax.debug.callback(lambda z: seen.append(np.asarray(z).tobytes()), z)
+        return params * x_t
+
+    m = ibmd(
+        denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), steps=4, noise_channels=1, same_z=same, auxiliary_updates=1
+    )
+    one, step, counts = jnp.ones(()), jax.jit(m.step), set()
+    for i in range(5):
+        seen.clear()
+        step(m.init((one, one)), one, Batch(jnp.ones((4, 3))), jax.random.key(i))
+        jax.effects_barrier()
+        counts.add(len(seen))
+        assert len(set(seen)) == (2 if same else len(seen))  # one for the auxiliary's update, one for the student's
+    assert len(counts) > 2
+
+
+@pytest.mark.parametrize("multistep", ["marginal", "posterior"])
+def test_examples_share_the_number_of_their_state_or_have_one_each(multistep):
+    seen = []
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        if z is not None:
+            jax.debug.callback(lambda t: seen.append(np.unique(t).tolist()), t)
+        return params * x_t
+
+    m = ibmd(
+        denoise,
+        BRIDGE,
+        optax.sgd(0.1),
+        optax.sgd(0.1),
+        steps=4,
+        multistep=multistep,
+        noise_channels=1,
+        auxiliary_updates=1,
+    )
+    one = jnp.ones(())
+    jax.jit(m.step)(m.init((one, one)), one, Batch(jnp.ones((128, 3))), jax.random.key(0))
+    jax.effects_barrier()
+    most = max(seen, key=len)  # in a roll-out all are told one time
+    assert most == [0.25, 0.5, 0.75, 1.0] if multistep == "posterior" else len(most) == 1
+
+
 @pytest.mark.parametrize("multistep", ["marginal", "posterior"])
 def test_the_roll_out_is_made_by_the_parameters_that_are_asked_for(multistep):
     """With a student or an average of NaN, the first state tells which of them made it."""
@@ -677,6 +732,16 @@ def zero_networks(**settings):
     x_T = jax.random.normal(jax.random.key(0), (2000, 5))
     three = jnp.float32(3.0)
     return jax.jit(m.step)(m.init((three, three)), three, Batch(x_T, 2 * x_T), jax.random.key(1))[1]
+
+
+def test_each_network_has_its_own_weight():
+    def constant(value):
+        return lambda bridge, t: jnp.full_like(t, value)
+
+    plain, weighted = zero_networks(), zero_networks(student_weight=constant(2.0), auxiliary_weight=constant(3.0))
+    for name in ("teacher_term", "auxiliary_term"):
+        np.testing.assert_allclose(getattr(weighted, name), 2 * getattr(plain, name), rtol=1e-6)
+    np.testing.assert_allclose(weighted.auxiliary_loss, 3 * plain.auxiliary_loss, rtol=1e-6)
 
 
 def test_clean_images_take_part_with_the_weights_of_equation_6():

@@ -159,6 +159,25 @@ def test_optimisers_minimise(name):
 
 
 @pytest.mark.usefixtures("lenient")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("gradients", "changes", "expected"),
+    [
+        ((1.0, -1.0), {}, 0.1),  # with b1 = 0 the last gradient alone has a say in the direction
+        ((1.0, -1.0), {"b1": 0.9}, 0.1 * 0.1 / 1.9),  # (1 - b1)² / (1 - b1²), by hand
+        ((10.0, 1.0), {"clip": 1.0}, -0.1),  # a first gradient that is clipped is no larger than the second
+    ],
+)
+def test_an_optimiser_has_the_moments_and_the_clip_that_are_asked_for(name, gradients, changes, expected):
+    optimizer = make_optimizer(**settings(name=name, **changes))
+    w = jnp.float32(0)
+    state = optimizer.init(w)
+    for gradient in gradients:
+        update, state = optimizer.update(jnp.float32(gradient), state, w)
+    np.testing.assert_allclose(update, expected, rtol=1e-4)
+
+
+@pytest.mark.usefixtures("lenient")
 def test_warm_up_then_cosine():
     optimizer = make_optimizer(**settings(warmup=4, decay=True, steps=12))
     state, sizes = optimizer.init(jnp.float32(0)), []
