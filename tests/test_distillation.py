@@ -8,11 +8,13 @@ import config_files
 import jax
 import numpy as np
 import pytest
+from parameters import perturb
 from PIL import Image
 
 from ibmd_jax.build import build
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.data.preview import preview
+from ibmd_jax.train import job as job_module
 from ibmd_jax.train.checkpoint import Checkpoints
 from ibmd_jax.train.job import Restoring, evaluate_both, load_student, load_teacher, run
 
@@ -185,6 +187,24 @@ def test_a_student_restores_in_any_number_of_steps_up_to_the_most(teachers, tmp_
         run(job._replace(restoring=asked), tmp_path, "sample")
         made[steps] = [p.read_bytes() for p in sorted((tmp_path / f"in {steps}").iterdir())]
     assert made[0] == made[3] != made[2]
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_random_start_is_not_the_teacher_and_each_draw_has_a_z_of_its_own(teachers, tmp_path, monkeypatch):
+    config = tiny(TASKS[0])
+    config.teacher.checkpoint = str(teachers[0])
+    config.distill.update(start="random", steps=1)
+    config.distill.student_optimizer.learning_rate = 0.0
+    job = build(config)
+    run(job, tmp_path, "distill")
+    (student, meta), (teacher, _) = load_student(job, tmp_path), load_teacher(job, tmp_path)
+    assert (student["patch_in"]["kernel"] != teacher["patch_in"]["kernel"]).any()
+
+    # At its start, and not much later, a student hardly listens to z.
+    monkeypatch.setattr(job_module, "load_student", lambda job, folder: (perturb(student), meta))
+    run(job._replace(restoring=Restoring(draws=2)), tmp_path, "sample")
+    images = [(tmp_path / "samples" / f"00000_{draw}.png").read_bytes() for draw in range(2)]
+    assert images[0] != images[1]
 
 
 @pytest.mark.usefixtures("lenient")

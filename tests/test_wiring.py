@@ -4,9 +4,11 @@ import functools
 import inspect
 
 import config_files
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from parameters import perturb
 
 from ibmd_jax import methods
 from ibmd_jax.bridges import I2SB
@@ -122,3 +124,35 @@ def test_labels_that_the_network_does_not_have_are_refused_when_they_come(tmp_pa
         data.test_batch(0)
     with pytest.raises(UserError, match="7"):
         next(data.batches("teacher", 16)(0))
+
+
+def test_dropout_reaches_the_network_and_its_training(monkeypatch):
+    config, seen = config_files.load("inpaint").get_config("quicktest"), []
+    small = {
+        "channels": 16,
+        "multipliers": (1,),
+        "blocks": 1,
+        "attention": (),
+        "head_channels": 16,
+        "groups": 4,
+        "conditional": False,
+    }
+    with config.unlocked():
+        config.network = {"name": "adm", **small, "dropout": 0.5}
+
+    def called(denoise, *args, made=methods.teacher, **settings):
+        seen.append((denoise, settings["dropout"]))
+        return made(denoise, *args, **settings)
+
+    monkeypatch.setattr(methods, "teacher", called)
+    params = perturb(build_model(config).init_params(jax.random.key(0)))
+    ((denoise, dropout),) = seen
+    assert dropout
+    x, t = jnp.ones((1, 32, 32, 3)), jnp.ones(1)
+    first, again, other, whole = (
+        jax.jit(denoise)(params, x, t, x, None, **drop)
+        for drop in ({"key": jax.random.key(1)}, {"key": jax.random.key(1)}, {"key": jax.random.key(2)}, {})
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    assert (first != whole).any()

@@ -421,6 +421,39 @@ def test_bounds_that_leave_no_ratio(settings):
         method(**settings)
 
 
+def test_the_auxiliary_has_its_weight_its_times_and_its_mask():
+    asked = []
+
+    def sampler(key, examples, t_min, T):
+        asked.append((t_min, T))
+        return jnp.linspace(t_min, T, examples)
+
+    def loss(denoiser=denoise, mask=None, **settings):
+        still = (optax.sgd(0.0) for _ in range(2))
+        settings = {**PLAIN, "t_min": 0.4, "time_sampler": sampler, **settings}
+        m = dibregman(denoiser, BRIDGE, *still, BLIND, **settings)
+        clean = jnp.ones((16, 2))
+        batch = Batch(0 * clean, clean, None if mask is None else jnp.broadcast_to(mask, clean.shape))
+        return m.step(m.init((STUDENT, TEACHER)), TEACHER, batch, jax.random.key(0))[1].auxiliary_loss
+
+    thrice = loss(auxiliary_weight=lambda bridge, t: jnp.full_like(t, 3.0))
+    np.testing.assert_allclose(thrice, 3 * loss(), rtol=1e-6)
+    assert set(asked) == {(0.4, BRIDGE.T)}
+
+    def five(params, x_t, t, x_T=None, cond=None, z=None):
+        return jnp.full_like(x_t, 5.0)
+
+    assert loss(five) == 0
+    assert loss(five, mask=jnp.asarray([True, False])) == 0  # outside it the image is x_T, and counts for nothing
+
+
+def test_the_average_forgets_as_it_is_told():
+    m = method(ema_decay=0.1)
+    _, _, after = direction(m)
+    for before, now, average in zip(*(jax.tree.leaves(x) for x in (STUDENT, after.student, after.ema)), strict=True):
+        np.testing.assert_allclose(average, 0.1 * before + 0.9 * now, rtol=1e-6)
+
+
 def test_samples_are_the_students_in_one_step():
     m, batch = method(), Batch(jnp.zeros((2000, 1)))
     x = m.sample(STUDENT, jax.random.key(0), batch)

@@ -462,6 +462,19 @@ def test_every_one_of_four_steps_ends_in_the_exact_coupling():
         np.testing.assert_allclose([x_0.var(), (x_0 * x_T).mean()], [V, C], rtol=0.06)
 
 
+def test_in_several_steps_too_what_is_outside_the_mask_stays():
+    x_T = jax.random.normal(jax.random.key(0), (4, 2, 2, 1))
+    mask = jnp.zeros(x_T.shape, bool).at[:, 0, 0].set(True)
+
+    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
+        return 0.5 * x_t + 1
+
+    m = ibmd(denoise, BRIDGE, None, None, steps=2)
+    restored = m.sample(None, jax.random.key(1), Batch(x_T, mask=mask))
+    np.testing.assert_array_equal(restored[~mask], x_T[~mask])
+    assert (restored[mask] != x_T[mask]).all()
+
+
 def test_fewer_steps_are_some_of_those_trained_at():
     """Of 1, 2/3, 1/3: for two evaluations 1 and 2/3, and not 1/2."""
     seen = []

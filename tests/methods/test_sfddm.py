@@ -234,6 +234,35 @@ def test_a_student_that_is_the_teacher_has_nothing_to_learn_from_features(networ
     assert info.hidden > 0.01
 
 
+def test_a_fold_by_hand(networks):
+    bridge, denoise, (student, teacher), b = networks
+    times, key = jnp.asarray([1.0, 0.5, 0.0]), jax.random.key(5)
+    m = progressive(denoise, bridge, optax.sgd(0.1), times=times, weight=WEIGHTS["ten_to_2"])
+    _, info = m.step(m.init(student), teacher, b, key)
+    x_s, s, u, z = drawn_step(bridge, b, times, jax.random.split(key, 6))
+    x_u = steps_of(denoise, bridge, teacher, x_s, s, u, b, 2, z)
+    error = denoise(student, x_s, s, b.x_T) - estimate_of(bridge, x_s, x_u, b.x_T, s, u, z)
+    weighted = 10.0 ** (2 * (1 - np.asarray(s))).reshape(-1, 1, 1, 1) * np.square(error)
+    np.testing.assert_allclose(info.loss, weighted[np.broadcast_to(b.mask, b.x_T.shape)].mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("make", "settings"), [(sfddm, {"hidden": "latents"}), (sfddm, {}), (progressive, {})])
+def test_every_evaluation_is_told_the_label(networks, make, settings):
+    bridge, denoise, (student, teacher), b = networks
+    told = []
+
+    def conditional(params, x_t, t, x_T=None, cond=None, **more):
+        told.append(cond is not None)
+        return denoise(params, x_t, t, x_T, **more)
+
+    m = make(conditional, bridge, optax.sgd(0.1), times=uniform_grid(2), **settings)
+    labelled = b._replace(cond=jnp.arange(6, dtype=jnp.int32))
+    m.step(m.init(student), teacher, labelled, jax.random.key(5))
+    m.sample(student, jax.random.key(6), labelled)
+    assert all(told)
+    assert len(told) >= 3
+
+
 @pytest.mark.parametrize("make", [sfddm, progressive])
 def test_microbatches_change_nothing(networks, make):
     bridge, denoise, (student, teacher), b = networks

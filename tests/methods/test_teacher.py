@@ -100,6 +100,22 @@ def test_microbatches_change_nothing():
     assert found[0][1].grad_norm > 0.1
 
 
+def test_training_has_its_weight_and_its_first_time():
+    asked = []
+
+    def sampler(key, examples, t_min, T):
+        asked.append((t_min, T))
+        return jnp.linspace(t_min, T, examples)
+
+    def loss(**settings):
+        m = teacher(DENOISE, BRIDGE, optax.sgd(0.0), t_min=0.4, time_sampler=sampler, **settings)
+        start = {"M": jnp.zeros((2, 2)), "R": jnp.eye(2)}
+        return m.step(m.init(start), None, draw(jax.random.key(1), 64), jax.random.key(0))[1].loss
+
+    np.testing.assert_allclose(loss(weight=lambda bridge, t: jnp.full_like(t, 2.0)), 2 * loss(), rtol=1e-6)
+    assert set(asked) == {(0.4, 1.0)}
+
+
 def test_dropout_gets_a_key_of_its_own_in_training_alone():
     keys = []
 

@@ -190,6 +190,16 @@ def test_warm_up_then_cosine():
 
 
 @pytest.mark.usefixtures("lenient")
+def test_warm_up_alone():
+    optimizer = make_optimizer(**settings(warmup=4, steps=12))
+    state, sizes = optimizer.init(jnp.float32(0)), []
+    for _ in range(7):
+        update, state = optimizer.update(jnp.float32(1), state, jnp.float32(0))
+        sizes.append(-float(update))
+    np.testing.assert_allclose(sizes, [0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1], atol=1e-6)
+
+
+@pytest.mark.usefixtures("lenient")
 def test_weights_decay_where_that_is_asked_for():
     for decay in (0.0, 0.5):
         optimizer = make_optimizer(**settings(name="adamw", weight_decay=decay))
