@@ -214,6 +214,9 @@ def test_ot_ode_makes_a_bridge_deterministic():
         ("sampler", {"name": "heun", "time_grid": "uniform"}, "config.evaluate.sampler: its result is not finite"),
         ("sampler", {"name": "heun", "churn": 1.0}, "config.evaluate.sampler: heun: churn = 1.0"),
         ("sampler", {"name": "dbim", "time_grid": "ddbm"}, "the grid ddbm is for the sampler heun"),
+        ("sampler", {"name": "dbim", "time_grid": {"name": "uniform", "t_min": 2.0}}, "must fall to 0 or near it"),
+        ("sampler", {"name": "dbim", "time_grid": {"name": "uniform", "t_min": 0.5}}, "must fall to 0 or near it"),
+        ("sampler", {"name": "dbim", "time_grid": {"name": "karras", "power": 0}}, "config.evaluate.sampler: "),
         (
             "sampler",
             {"name": "dbim", "time_grid": {"name": "karras", "rho": 3}},

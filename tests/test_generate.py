@@ -167,14 +167,16 @@ def test_a_chain_that_draws_noise_at_T_is_warned_of(caplog, method, told):
     assert ("learns the mean over it" in caplog.text) == told
 
 
-@pytest.mark.parametrize(("hidden", "told"), [("features", False), ("latents", True)])
-def test_a_student_of_deterministic_steps_is_not_for_random_ones(caplog, hidden, told):
-    config = tiny("sfddm", hidden=hidden, output_weight=float(hidden == "features"))
+@pytest.mark.parametrize("hidden", ["features", "latents", ""])
+@pytest.mark.parametrize("sampler", [{"name": "ancestral"}, {"name": "dbim", "eta": 1.0}])
+def test_a_student_of_deterministic_steps_is_not_for_random_ones(caplog, hidden, sampler):
+    config = tiny("sfddm", hidden=hidden, output_weight=float(hidden == "features")) if hidden else tiny("progressive")
     build_model(config)
     assert "makes a student of deterministic steps" not in caplog.text
-    config.evaluate.sampler.name = "ancestral"
+    with config.unlocked():
+        config.evaluate.sampler = sampler
     build_model(config)
-    assert ("makes a student of deterministic steps" in caplog.text) == told
+    assert ("makes a student of deterministic steps" in caplog.text) == (hidden != "features")
 
 
 def test_a_student_of_several_steps_is_told_each_of_its_times_once():

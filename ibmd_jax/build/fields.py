@@ -62,6 +62,8 @@ RANGES = {
     "distill.pretraining": (0, float("inf")),
     "distill.logit_clip": (0, float("inf")),
     "distill.adversarial": (0, float("inf")),
+    "distill.output_weight": (0, float("inf")),
+    "distill.hidden_weight": (0, float("inf")),
     "distill.chain": (1, 1024),
     "distill.reference_steps": (1, 1000),
     "data.size": (1, float("inf")),

@@ -225,8 +225,16 @@ def _student_times(d: dict[str, Any], T: float) -> Array:
 
 def _one_network(c: dict[str, Any], parts: Parts, method: Callable[..., Method], settings: dict[str, Any]):
     """SFDDM or progressive distillation: they train the student alone, on its own times."""
-    d, steps = c["distill"], c["distill"]["student_steps"]
-    if boots(parts.bridge, parts.bridge.T) and d.get("hidden", "latents") == "latents":
+    d, steps, sampler = c["distill"], c["distill"]["student_steps"], c["evaluate"]["sampler"]
+    follows = d.get("hidden", "latents") == "latents"  # a chain of deterministic steps
+    if follows and (sampler["name"] != "dbim" or sampler.get("eta")):
+        log.warning(
+            "config.distill.method = %r makes a student of deterministic steps of first order%s, and "
+            "config.evaluate.sampler has others: take dbim with eta 0",
+            d["method"],
+            " by hidden = 'latents'" if "hidden" in d else "",
+        )
+    if follows and boots(parts.bridge, parts.bridge.T):
         log.warning(
             "config.distill.method = %r follows a chain of DBIM, whose step from T draws noise that this student does "
             "not see: it learns the mean over it, the more so the fewer steps it has%s",
@@ -253,11 +261,6 @@ def _one_network(c: dict[str, Any], parts: Parts, method: Callable[..., Method],
 def _sfddm(c: dict[str, Any], parts: Parts) -> tuple[Method, tuple[int, ...]]:
     if c["distill"]["hidden"] == "features":
         _features_shape(parts)  # a network without them is told before its teacher is trained
-    if c["distill"]["hidden"] == "latents" and c["evaluate"]["sampler"]["name"] == "ancestral":
-        log.warning(
-            "config.distill.hidden = 'latents' makes a student of deterministic steps, and config.evaluate.sampler "
-            "draws noise: take dbim"
-        )
     names = ("hidden", "output_weight", "hidden_weight", "chain", "distance")
     return _one_network(c, parts, methods.sfddm, {name: c["distill"][name] for name in names})
 

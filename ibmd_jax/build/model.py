@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ibmd_jax import methods
 from ibmd_jax.bridges import BRIDGES, Bridge, Flow, OtOde
@@ -279,7 +280,7 @@ def _check_numbers(bridge: Bridge, parametrisation: Callable[..., Any], sampling
     def finite(section: str, make: Callable[[], Any], what: str) -> None:
         try:
             good = all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(make()))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, ArithmeticError) as error:
             raise UserError(f"config.{section}: {error}") from error
         if not good:
             raise UserError(f"config.{section}: {what}")
@@ -290,13 +291,20 @@ def _check_numbers(bridge: Bridge, parametrisation: Callable[..., Any], sampling
         lambda: parametrisation(bridge, times),
         f"it is not finite on all of [t_min, T] of {bridge}: take x_0, v or ddbm, or i2sb where alpha_T is not 0",
     )
+    finite("evaluate.sampler", lambda: sampling.grid(3, bridge.T), "its time grid is not finite")
+    grid = np.asarray(sampling.grid(3, bridge.T))
+    if (np.diff(grid) >= 0).any() or not 0 <= grid[-1] <= bridge.T / 10:
+        made = ", ".join(f"{t:g}" for t in grid)
+        raise UserError(
+            f"config.evaluate.sampler: its times, {made} for 3 steps, must fall to 0 or near it: lower t_min"
+        )
     zero = Network(lambda *_: None, lambda params, x, *_: 0 * x[..., :1])
     denoise = functools.partial(make_denoiser(zero, bridge, parametrisation), None)
     finite(
         "evaluate.sampler",
-        lambda: sampling.sample(denoise, bridge, jax.random.key(0), jnp.ones((1, 2, 2, 1)), sampling.grid(3, bridge.T)),
+        lambda: sampling.sample(denoise, bridge, jax.random.key(0), jnp.ones((1, 2, 2, 1)), jnp.asarray(grid)),
         f"its result is not finite with {bridge} and this time grid: leave out time_grid, or take another sampler",
     )
     booted = sampling.sample.func is not SAMPLERS["heun"].sample
-    if booted and sampling.grid(3, bridge.T)[0] != jnp.float32(bridge.T):
+    if booted and grid[0] != np.float32(bridge.T):
         raise UserError("config.evaluate.sampler: its time grid must start at T; the grid ddbm is for the sampler heun")

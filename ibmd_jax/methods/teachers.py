@@ -6,6 +6,7 @@
 In IBMD the auxiliary network then matches the weighted mean, or every task's own teacher.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,10 @@ from ibmd_jax.core.types import Array, Denoise, Params
 def ensemble(denoisers: Sequence[Denoise], weights: Sequence[float] | None = None) -> Denoise:
     """The weighted mean of teachers of one task. weights: positive, scaled to sum 1; None for equal ones.
 
-    Raises: ValueError for another number of weights, or one that is not positive.
+    Raises: ValueError for another number of weights, or one that is not a positive number.
     """
     weights = [1.0] * len(denoisers) if weights is None else list(weights)
-    if len(weights) != len(denoisers) or min(weights) <= 0:
+    if len(weights) != len(denoisers) or not all(isinstance(w, (int, float)) and 0 < w < math.inf for w in weights):
         raise ValueError(f"weights = {weights}: {len(denoisers)} teachers need as many positive weights")
     shares = [w / sum(weights) for w in weights]
 

@@ -43,7 +43,7 @@ def test_an_ensemble_is_the_weighted_mean():
     first, second = (DENOISE(p, x_t, t) for p in (ONE.params, OTHER))
     found = ensemble([DENOISE, DENOISE], [3.0, 1.0])((ONE.params, OTHER), x_t, t)
     np.testing.assert_allclose(found, 0.75 * first + 0.25 * second, rtol=1e-6)
-    for weights in ([1.0], [1.0, 0.0]):
+    for weights in ([1.0], [1.0, 0.0], [1.0, float("inf")], ["a", "b"]):
         with pytest.raises(ValueError, match="2 teachers need as many positive weights"):
             ensemble([DENOISE, DENOISE], weights)
 
