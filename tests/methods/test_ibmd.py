@@ -659,23 +659,28 @@ def test_one_z_can_serve_a_whole_roll_out(same):
         assert bool((x == batch.x_T).all()) == (n == 0)
 
 
-@pytest.mark.parametrize("same", [True, False])
-def test_a_state_and_the_x_0_made_from_it_have_one_z_if_that_is_asked_for(same):
+def told_in_a_step(note, key, **settings):
+    """What the student is told in one step of both networks: `note` of the t and z of each of its evaluations."""
     seen = []
 
     def denoise(params, x_t, t, x_T=None, cond=None, z=None):
         if z is not None:
-            jax.debug.callback(lambda z: seen.append(np.asarray(z).tobytes()), z)
+            jax.debug.callback(lambda t, z: seen.append(note(t, z)), t, z)
         return params * x_t
 
-    m = ibmd(
-        denoise, BRIDGE, optax.sgd(0.1), optax.sgd(0.1), steps=4, noise_channels=1, same_z=same, auxiliary_updates=1
-    )
-    one, step, counts = jnp.ones(()), jax.jit(m.step), set()
-    for i in range(5):
-        seen.clear()
-        step(m.init((one, one)), one, Batch(jnp.ones((4, 3))), jax.random.key(i))
-        jax.effects_barrier()
+    sgd = optax.sgd(0.1)
+    m = ibmd(denoise, BRIDGE, sgd, sgd, steps=4, noise_channels=1, auxiliary_updates=1, **settings)
+    one = jnp.ones(())
+    jax.jit(m.step)(m.init((one, one)), one, Batch(jnp.ones((128, 3))), jax.random.key(key))
+    jax.effects_barrier()
+    return seen
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_state_and_the_x_0_made_from_it_have_one_z_if_that_is_asked_for(same):
+    counts = set()
+    for key in range(5):
+        seen = told_in_a_step(lambda t, z: np.asarray(z).tobytes(), key, same_z=same)
         counts.add(len(seen))
         assert len(set(seen)) == (2 if same else len(seen))  # one for the auxiliary's update, one for the student's
     assert len(counts) > 2
@@ -683,27 +688,7 @@ def test_a_state_and_the_x_0_made_from_it_have_one_z_if_that_is_asked_for(same):
 
 @pytest.mark.parametrize("multistep", ["marginal", "posterior"])
 def test_examples_share_the_number_of_their_state_or_have_one_each(multistep):
-    seen = []
-
-    def denoise(params, x_t, t, x_T=None, cond=None, z=None):
-        if z is not None:
-            jax.debug.callback(lambda t: seen.append(np.unique(t).tolist()), t)
-        return params * x_t
-
-    m = ibmd(
-        denoise,
-        BRIDGE,
-        optax.sgd(0.1),
-        optax.sgd(0.1),
-        steps=4,
-        multistep=multistep,
-        noise_channels=1,
-        auxiliary_updates=1,
-    )
-    one = jnp.ones(())
-    jax.jit(m.step)(m.init((one, one)), one, Batch(jnp.ones((128, 3))), jax.random.key(0))
-    jax.effects_barrier()
-    most = max(seen, key=len)  # in a roll-out all are told one time
+    most = max(told_in_a_step(lambda t, z: np.unique(t).tolist(), 0, multistep=multistep), key=len)
     assert most == [0.25, 0.5, 0.75, 1.0] if multistep == "posterior" else len(most) == 1
 
 
