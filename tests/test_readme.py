@@ -142,13 +142,17 @@ def test_the_answers_of_the_benchmarks_are_those_of_their_results():
     rows = of("leaderboard")
     ours = [mean(rows, name, 1) / mean(rows, "teacher", 64) for name in ("IBMD", "Di-Bregman, jensen shannon")]
     assert "FID {:.2f} (IBMD) and {:.2f} (Di-Bregman, Jensen-Shannon) of the teacher's at 64".format(*ours) in text
-    parts = [[row for row in of("text_to_emoji") if row["names"] == names] for names in ("training", "held-out")]
+    keys = ("training", "text encoder"), ("held-out", "text encoder"), ("held-out", "words")
+    *parts, words = ([row for row in of("text_to_emoji") if (row["names"], row["text"]) == key] for key in keys)
     named, fids = (
         [mean(part, "Di-Bregman", 1, m) / mean(part, "teacher", 50, m) for part in parts]
         for m in (lambda row: row["accuracy"], lambda row: row["metrics"]["fid"])
     )
     found = "{:.2f} and {:.2f} of the teacher's own names, with {:.2f} and {:.2f} times its FID".format(*named, *fids)
     assert found in text
+    assert (
+        "FID from {:.1f} to {:.1f} on names".format(*(mean(part, "teacher", 50) for part in (words, parts[1]))) in text
+    )
 
 
 def test_the_sampler_in_its_readme_and_the_weights_in_theirs_exist():
