@@ -2,7 +2,7 @@
 
 python -m ibmd_jax.main --config=configs/inpaint.py              half an hour on 2 CPU cores: see README.md
 python -m ibmd_jax.main --config=configs/inpaint.py:quicktest    a minute: the same job, too small to be good
-python -m ibmd_jax.main --config=configs/inpaint.py:dibregman    Di-Bregman on a DDBM teacher; no numbers yet
+python -m ibmd_jax.main --config=configs/inpaint.py:dibregman    Di-Bregman on a DDBM teacher
 """
 
 import importlib.util
