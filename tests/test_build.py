@@ -216,6 +216,7 @@ def test_ot_ode_makes_a_bridge_deterministic():
         ("sampler", {"name": "dbim", "time_grid": "ddbm"}, "the grid ddbm is for the sampler heun"),
         ("sampler", {"name": "dbim", "time_grid": {"name": "uniform", "t_min": 2.0}}, "must fall to 0 or near it"),
         ("sampler", {"name": "dbim", "time_grid": {"name": "uniform", "t_min": 0.5}}, "must fall to 0 or near it"),
+        ("sampler", {"name": "dbim", "time_grid": {"name": "i2sb", "table": 2}}, "1, 1, 0, 0 for 3 steps, must fall"),
         ("sampler", {"name": "dbim", "time_grid": {"name": "karras", "power": 0}}, "config.evaluate.sampler: "),
         (
             "sampler",
