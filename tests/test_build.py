@@ -9,6 +9,7 @@ from pathlib import Path
 import config_files
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from flax import linen as nn
@@ -251,6 +252,33 @@ def test_wrong_settings_are_named(field, value, message):
         build(config)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seed", "0", "config.seed = '0': it must be a whole number"),
+        ("teacher.steps", 2.5, "config.teacher.steps = 2.5: it must be a whole number"),
+        ("teacher.ema_decay", "high", "config.teacher.ema_decay = 'high': it must be a number"),
+        ("teacher.weight", 2, "config.teacher.weight = 2: it must be a name"),
+        ("teacher.checkpoint", None, "config.teacher.checkpoint = None: it must be a name"),
+        ("distill.student_weight", 2.0, "config.distill.student_weight = 2.0: it must be a name"),
+        ("distill.auxiliary_updates", True, "config.distill.auxiliary_updates = True: it must be a whole number"),
+        ("distill.method", ["ibmd"], r"unknown method \['ibmd'\]"),
+        ("data.source", 3, "config.data.source = 3: it must be a name"),
+        ("bridge", "i2sb", "config.bridge = 'i2sb': it must be {'name': ..., a setting: ...}"),
+        ("evaluate.sampler", "dbim", "config.evaluate.sampler = 'dbim': it must be {'name': ..., a setting: ...}"),
+        ("evaluate.nfe", 3, "config.evaluate.nfe = 3: it must hold whole numbers"),
+    ],
+)
+def test_a_field_of_another_type_is_named(field, value, message):
+    """As in a configuration of one's own: flags are checked when they are read."""
+    config = ml_collections.ConfigDict(json.loads(quicktest().to_json()))
+    *sections, last = field.split(".")
+    with config.ignore_type():
+        functools.reduce(getattr, sections, config)[last] = value
+    with pytest.raises(UserError, match=message):
+        build(config)
+
+
 def test_the_label_of_a_mixture_reaches_a_network_with_classes():
     config = quicktest()
     names = ["grey", "sketch", {"name": "sr-pool", "factor": 8}]
@@ -465,6 +493,20 @@ def test_super_resolution_takes_small_images_and_enlarged_ones(tmp_path, corrupt
         np.testing.assert_array_equal(x_T, from_uint8(large))
 
 
+def test_each_image_to_restore_has_noise_of_its_own_whatever_the_batch(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (32, 32), (90, 10, 10)).save(tmp_path / f"{i}.png")
+    config, found = quicktest(), {}
+    for size in (2, 8):
+        config.evaluate.batch_size = size
+        found[size] = np.concatenate([b.x_T for _, b in build_data(config).inputs(str(tmp_path), False)[1]])
+    np.testing.assert_array_equal(found[2], found[8])
+    holes = found[8][:, 8:24, 8:24]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs(float(np.corrcoef(holes[a].ravel(), holes[b].ravel())[0, 1])) < 0.2
+    assert 0.9 < holes.std() < 1.1
+
+
 def test_the_names_of_the_emoji_reach_a_network_with_an_embedding():
     config = quicktest()
     config.data.source = "emoji:names"
@@ -525,6 +567,35 @@ def test_teachers_of_a_task_each_are_refused_where_they_are_conditioned(monkeypa
     config.teacher.update(checkpoint="a,b", combine="by_label")
     with pytest.raises(UserError, match=f"a has network.{field}: teachers that are combined by_label see no cond"):
         build_model(config)
+
+
+def test_several_teachers_keep_their_parametrisations_and_are_computed_as_configured(monkeypatch):
+    config = quicktest()
+    config.network.update(dtype="bfloat16", remat="block")
+    network = {"name": "unet", "channels": [16], "groups": 4, "conditional": False}
+    common, kinds = {"network": network, "bridge": {"name": "i2sb"}}, ("x_0", "i2sb")
+    monkeypatch.setattr(
+        "ibmd_jax.build.model.read_meta", lambda kind: {"model": {**common, "parametrisation": {"name": kind}}}
+    )
+
+    def made(checkpoint):
+        config.teacher.checkpoint = checkpoint
+        return build_model(config)
+
+    several = made("x_0,i2sb")
+    params = tuple(init(jax.random.key(n)) for n, init in enumerate(several.init_teachers))
+    params = jax.tree.map(lambda p: p + 0.05, params)
+    x_T = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
+
+    def one_step(model, params):
+        return model.teacher.sample(params, jax.random.key(3), Batch(x_T), steps=1)
+
+    singles = [one_step(made(kind), p) for kind, p in zip(kinds, params, strict=True)]
+    assert float(jnp.abs(singles[0] - singles[1]).mean()) > 0.1
+    np.testing.assert_allclose(one_step(several, params), sum(singles) / 2, atol=1e-5)
+    lowered = str(jax.make_jaxpr(lambda p: jax.grad(lambda p: one_step(several, p).sum())(p))(params))
+    assert "bf16" in lowered
+    assert "remat" in lowered
 
 
 POWER = "{'name': 'power', 'exponent': 0.3}"

@@ -16,7 +16,7 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.networks.generator import told_earlier
 from ibmd_jax.train.compare import cosine, spherical, straight
-from ibmd_jax.train.job import Restoring, load_student, run
+from ibmd_jax.train.job import Restoring, _drawn, load_student, run
 
 GENERATE = config_files.load("generate")
 
@@ -91,8 +91,41 @@ def test_a_job_that_generates_is_evaluated_and_compared(teacher, tmp_path):
     with pytest.raises(UserError, match=f"cannot write to {tmp_path}: Is a directory; the cosines above"):
         run(job, tmp_path, "compare")
     config.evaluate.sampler.name = "ancestral"
-    with pytest.raises(UserError, match="needs images that x_T alone decides"):
+    with pytest.raises(UserError, match=r"x_T alone decides: set config.evaluate.sampler"):
         run(build(config), tmp_path, "compare")
+
+
+@pytest.mark.parametrize(
+    ("settings", "where"),
+    [({"student_steps": 2}, "between its steps"), ({"noise_channels": 1}, "in the channels of z")],
+)
+def test_a_student_that_draws_noise_is_not_compared(tmp_path, settings, where):
+    config = tiny("ibmd", t_start=0.0, **settings)
+    with pytest.raises(UserError, match=f"this student draws noise {where}"):
+        run(build(config), tmp_path, "compare")
+
+
+def test_further_draws_have_new_noise_of_the_bridges_deviation():
+    config = tiny("ibmd", t_start=0.0)
+    config.bridge = {"name": "diffusion_ve", "sigma_max": 7.0}
+    config.data.corruption = {"name": "pure-noise", "std": 7.0}
+    job = build(config)._replace(restoring=Restoring(draws=3))
+    drawn = [_drawn(job, job.test(), draw, number).x_T for number in (0, 1) for draw in (1, 2)]
+    for i, x_T in enumerate(drawn):
+        assert 6.9 < x_T.std() < 7.1
+        for other in drawn[:i]:
+            assert abs(float(np.corrcoef(x_T.ravel(), other.ravel())[0, 1])) < 0.05
+    assert _drawn(job, job.test(), 0, 1) is job.test()
+
+
+@pytest.mark.usefixtures("lenient")
+def test_a_flow_is_distilled_by_configuration(tmp_path):
+    config = tiny("ibmd")
+    config.bridge, config.parametrisation = {"name": "flow"}, {"name": "v"}
+    run(build(config), tmp_path, "all")
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["label"] for row in rows] == ["student", "teacher"]
+    assert all(np.isfinite(list(row["metrics"].values())).all() for row in rows)
 
 
 @pytest.mark.parametrize(

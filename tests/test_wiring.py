@@ -112,6 +112,20 @@ def test_the_seed_the_stage_and_the_flip_reach_what_is_drawn():
     assert len(next(build(config).batches("teacher")(0)).x_T) == 24
 
 
+@pytest.mark.parametrize(("fit", "crop"), [("random-crop", 32), ("crop", 0)])
+def test_crops_and_workers_reach_the_input(monkeypatch, fit, crop):
+    config, seen = config_files.load("inpaint").get_config("quicktest"), {}
+
+    def examples(source, **settings):
+        seen.update(settings)
+        return iter(())
+
+    monkeypatch.setattr("ibmd_jax.build.data.examples", examples)
+    config.data.update(fit=fit, workers=3)
+    assert not list(build_data(config).batches("teacher", 8)(5))
+    assert (seen["crop"], seen["workers"], seen["start_step"], seen["batch_size"]) == (crop, 3, 5, 8)
+
+
 def test_labels_that_the_network_does_not_have_are_refused_when_they_come(tmp_path):
     images, label = np.zeros((40, 16, 16, 3), np.uint8), np.full(40, 7)
     label[[0, 20]] = 0  # those that are looked at first, of either split

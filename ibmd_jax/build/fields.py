@@ -46,7 +46,7 @@ def make(kind: str, factory: Callable[..., Any], settings: dict[str, Any]) -> An
         raise UserError(f"config.{kind}: {error}") from error
 
 
-# Smallest and largest value of the numbers that a run would otherwise trip over late.
+# Smallest and largest value of the numbers that a run would otherwise trip over late; whole ones where these are.
 RANGES = {
     "seed": (0, 2**32 - 1),
     **{
@@ -54,16 +54,16 @@ RANGES = {
         for stage in ("teacher", "distill")
         for name in ("steps", "batch_size", "accumulate")
     },
-    **{f"{stage}.ema_decay": (0, 1) for stage in ("teacher", "distill")},
+    **{f"{stage}.ema_decay": (0.0, 1.0) for stage in ("teacher", "distill")},
     **{f"{stage}.t_min": (1e-6, 0.5) for stage in ("teacher", "distill")},
     "distill.auxiliary_updates": (1, float("inf")),
     "distill.noise_channels": (0, float("inf")),
     "distill.student_steps": (1, 1000),
     "distill.pretraining": (0, float("inf")),
-    "distill.logit_clip": (0, float("inf")),
-    "distill.adversarial": (0, float("inf")),
-    "distill.output_weight": (0, float("inf")),
-    "distill.hidden_weight": (0, float("inf")),
+    "distill.logit_clip": (0.0, float("inf")),
+    "distill.adversarial": (0.0, float("inf")),
+    "distill.output_weight": (0.0, float("inf")),
+    "distill.hidden_weight": (0.0, float("inf")),
     "distill.chain": (1, 1024),
     "distill.reference_steps": (1, 1000),
     "data.size": (1, float("inf")),
@@ -74,19 +74,46 @@ RANGES = {
 }
 
 
+# Names, which a number cannot be; and sections with a name of their own.
+NAMES = (
+    "data.source",
+    "teacher.checkpoint",
+    "teacher.start",
+    "teacher.weight",
+    "distill.start",
+    "distill.auxiliary_start",
+    "distill.student_weight",
+    "distill.auxiliary_weight",
+)
+NAMED = ("bridge", "network", "parametrisation", "evaluate.sampler")
+
+
 def check_fields(config: dict[str, Any]) -> None:
-    """Raises UserError for a field that is unknown, as a misspelt one is, or out of range."""
+    """Raises UserError for a field that is unknown, as a misspelt one is, of another type, or out of range."""
     for section, known in SECTIONS.items():
         check_names(section, known.split(), config[section] if section else config)
-    for field, (low, high) in RANGES.items():
+
+    def value_of(field: str, default: Any) -> Any:
         section, _, name = field.rpartition(".")
         fields = config[section] if section else config
-        value = fields.get(name, low) if section == "distill" else fields[name]  # methods differ in these
+        return fields.get(name, default) if section == "distill" else fields[name]  # methods differ in these
+
+    for field in NAMES:
+        if not isinstance(value := value_of(field, ""), str):
+            raise UserError(f"config.{field} = {value!r}: it must be a name, in quotes")
+    for field in NAMED:
+        if not isinstance(value := value_of(field, None), dict):
+            raise UserError(f"config.{field} = {value!r}: it must be {{'name': ..., a setting: ...}}")
+    for field, (low, high) in RANGES.items():
+        value, whole = value_of(field, low), isinstance(low, int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise UserError(f"config.{field} = {value!r}: it must be a {'whole ' * whole}number")
         if not low <= value <= high:
             raise UserError(
                 f"config.{field} = {value}: it must be "
-                + (f"at least {low}" if high == float("inf") else f"from {low} to {high}")
+                + (f"at least {low:.10g}" if high == float("inf") else f"from {low:.10g} to {high:.10g}")
             )
     steps = config["evaluate"]["nfe"]
-    if not steps or not all(isinstance(n, int) and n >= 1 for n in steps):
-        raise UserError(f"config.evaluate.nfe = {tuple(steps)}: it must hold whole numbers of at least 1")
+    steps = tuple(steps) if isinstance(steps, list) else steps
+    if not isinstance(steps, tuple) or not steps or not all(isinstance(n, int) and n >= 1 for n in steps):
+        raise UserError(f"config.evaluate.nfe = {steps!r}: it must hold whole numbers of at least 1")

@@ -87,7 +87,7 @@ def _with_sections(c: dict[str, Any], model: dict[str, Any], where: str) -> dict
 
 
 def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
-    models = [read_meta(folder).get("model", {}) for folder in folders]
+    models = [dict(read_meta(folder).get("model", {})) for folder in folders]
     for folder, model in zip(folders, models, strict=True):
         missing = {"network", "bridge", "parametrisation"} - model.keys()
         if missing:
@@ -100,6 +100,9 @@ def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
                 raise UserError(
                     f"network.{field} is {one} of {folder} and {other} of {folders[0]}: several teachers get one input"
                 )
+    computing = {name: c["network"][name] for name in COMPUTING if name in c["network"]}
+    for model in models:
+        model["network"] = {**model["network"], **computing}
     network = dict(models[0]["network"])
     if c["teacher"]["combine"] == "by_label":
         for folder, model in zip(folders, models, strict=True):
@@ -107,7 +110,6 @@ def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
                 if model["network"].get(field, 0):
                     raise UserError(f"{folder} has network.{field}: teachers that are combined by_label see no cond")
         network["classes"] = len(folders) + bool(c["distill"].get("blind", False))
-    network |= {name: c["network"][name] for name in COMPUTING if name in c["network"]}
     return {**c, **models[0], "network": network, "teacher": {**c["teacher"], "models": models}}
 
 

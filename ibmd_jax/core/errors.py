@@ -14,7 +14,7 @@ class UserError(Exception):
 
 def lookup(table: Mapping[str, V], name: str, kind: str) -> V:
     """table[name]; an unknown name raises UserError with the names that exist and the nearest one."""
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
     near = difflib.get_close_matches(str(name), table, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

@@ -474,6 +474,12 @@ def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         raise UserError(
             "--mode=compare needs images that x_T alone decides: set config.evaluate.sampler to dbim, eta 0"
         )
+    d = job.config["distill"]
+    if (d["method"] == "ibmd" and d["student_steps"] > 1) or _noise_channels(job):
+        raise UserError(
+            "--mode=compare needs images that x_T alone decides: this student draws noise "
+            + ("in the channels of z" if _noise_channels(job) else "between its steps")
+        )
     (teacher, teacher_meta), (student, student_meta) = load_teacher(job, folder), load_student(job, folder)
     _check_teacher(folder, student_meta, teacher_meta)
     nfe = max(job.teacher_steps)
