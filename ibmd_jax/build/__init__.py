@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from ibmd_jax.build.data import Data, data_of
-from ibmd_jax.build.fields import make, naming_fields
+from ibmd_jax.build.fields import check_fields, make, naming_fields
 from ibmd_jax.build.methods import METHODS, is_noise
 from ibmd_jax.build.model import Model, conditioning_of, make_network, model_of, with_given_model
 from ibmd_jax.core.errors import UserError, lookup
@@ -31,7 +31,7 @@ def build(config: ml_collections.ConfigDict, trained: Path | None = None) -> Job
     """
     found = config_of(trained).to_dict() if trained else None
     with naming_fields():
-        c = with_given_model(json.loads(config.to_json_best_effort()), found)
+        c = with_given_model(_plain(config), found)
         files = (found or {}).get("data", {}).get("files", "")
         return _job(c, model_of(c), files, opened=not trained)
 
@@ -47,18 +47,25 @@ def config_of(folder: Path) -> ml_collections.ConfigDict:
 def build_model(config: ml_collections.ConfigDict) -> Model:
     """The part of `build` that needs no data. Raises: UserError."""
     with naming_fields():
-        return model_of(with_given_model(json.loads(config.to_json_best_effort())))
+        return model_of(with_given_model(_plain(config)))
 
 
 def build_data(config: ml_collections.ConfigDict) -> Data:
     """The part of `build` that needs no parameters; a given teacher may be elsewhere yet. Raises: UserError."""
     with naming_fields():
-        c = json.loads(config.to_json_best_effort())
+        c = _plain(config)
         given = [*teacher_folders(c), *filter(None, [c["teacher"]["start"]])]
         if all(Path(folder).is_dir() for folder in given):
             c = with_given_model(c)
         shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
         return data_of(c, shape, conditioning_of(make_network(c["network"])[0]))
+
+
+def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """A configuration as it is saved, its fields checked. Raises: UserError."""
+    c = json.loads(config.to_json_best_effort())
+    check_fields(c)
+    return c
 
 
 def _job(c: dict[str, Any], model: Model, files: str, opened: bool) -> Job:

@@ -13,7 +13,7 @@ import numpy as np
 from ibmd_jax import methods
 from ibmd_jax.bridges import BRIDGES, Bridge, Flow, OtOde
 from ibmd_jax.bridges.parametrisations import PARAMETRISATIONS, native_weight
-from ibmd_jax.build.fields import check_fields, check_names, make
+from ibmd_jax.build.fields import check_names, make
 from ibmd_jax.build.methods import Parts, Sampling, is_noise, sampling_of, steps_of, student_of, teacher_of
 from ibmd_jax.core.errors import UserError, lookup, named
 from ibmd_jax.core.types import Array, Conditioning, Denoise, Network
@@ -137,7 +137,6 @@ def _denoiser(
 
 def model_of(c: dict[str, Any]) -> Model:
     """Builds and checks the model of a plain configuration, after `with_given_model`."""
-    check_fields(c)
     bridge = make_bridge(c["bridge"])
     _check_noise(c["data"]["corruption"], bridge)
     if is_noise(c["data"]["corruption"]) and c["network"].get("conditional"):
