@@ -118,7 +118,7 @@ def test_the_answers_of_the_benchmarks_are_those_of_their_results():
     iteration = of("iteration")
     found = iteration["flops_over_passes"], iteration["seconds_over_passes"]
     assert "{:.4f} of their operations, {:.2f} of their time".format(*found) in text
-    for file, kind in (("v5e-4x4_8", "v5e"), ("v5e-4x4", "v5e"), ("v6e-4x4_16", "v6e")):
+    for file, kind in (("v5e-4x4_8", "v5e"), ("v5e-4x4", "v5e"), ("v5e-2x4", "v5e"), ("v6e-4x4_16", "v6e")):
         chip, updates = CHIPS[kind], of(f"preflight_{file}")["updates"]
         estimate = sum(u["count"] * sum(u["cycles"].values()) for u in updates) / chip.clock
         floor = sum(u["count"] * u["flops"] for u in updates) / chip.flops
