@@ -4,7 +4,7 @@
 
 About 30 minutes on 2 idle CPU cores. The loop: a teacher's training as `fit` runs it, against the bare compiled step on
 one batch; both run by turns of 50 steps in one process. The overhead is that of all turns together, since only two of
-them have a checkpoint, in their middle, whose files are waited for before the bare steps go on. What a run
+them have a checkpoint, after 500 and 1000 steps, whose files are waited for before the bare steps go on. What a run
 does once, as compiling the checkpoints' checksums, is in it. Input and logging are in every turn. The partitioning: an
 IBMD iteration of one batch on 1, 2, 4 and 8 devices that the same two cores pretend to be, a process each, by turns.
 Writes benchmarks/results/loop.json.
@@ -90,7 +90,7 @@ def overhead() -> dict[str, float]:
     def batches(first: int) -> Iterator[Any]:
         begin = time.perf_counter()
         for i, batch in enumerate(made.batches("teacher")(first)):
-            if i % TURN == TURN // 2:  # what a save costs beside the steps after it, not while they wait for it
+            if i % TURN == 0:
                 settle()
                 opened[0].wait()
                 if i > SKIP:
