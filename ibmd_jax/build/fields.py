@@ -74,8 +74,8 @@ RANGES = {
 }
 
 
-# Names, which a number cannot be; and sections with a name of their own.
-NAMES = (
+# Names and folders, which a number cannot be; and sections with a name of their own.
+TEXTS = (
     "data.source",
     "teacher.checkpoint",
     "teacher.start",
@@ -98,9 +98,9 @@ def check_fields(config: dict[str, Any]) -> None:
         fields = config[section] if section else config
         return fields.get(name, default) if section == "distill" else fields[name]  # methods differ in these
 
-    for field in NAMES:
+    for field in TEXTS:
         if not isinstance(value := value_of(field, ""), str):
-            raise UserError(f"config.{field} = {value!r}: it must be a name, in quotes")
+            raise UserError(f"config.{field} = {value!r}: it must be text, in quotes")
     for field in NAMED:
         if not isinstance(value := value_of(field, None), dict):
             raise UserError(f"config.{field} = {value!r}: it must be {{'name': ..., a setting: ...}}")

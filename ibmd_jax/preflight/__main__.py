@@ -42,19 +42,21 @@ ALONE = {
 
 
 class Chip(NamedTuple):
-    """Peak of bfloat16 products [FLOP/s], clock [1/s], memory bandwidth [B/s], and memory for a program [B]."""
+    """Peak of bfloat16 products [FLOP/s], clock [1/s], bandwidth of its memory and of its links to other chips, one way
+    [B/s], and memory for a program [B]."""
 
     flops: float
     clock: float
     bandwidth: float
+    links: float
     memory: float
 
 
 # Peaks as Google publishes them. The clocks are what makes them of 4 units of 128 x 128 and of 256 x 256 products.
 # Of the 16 and 32 GiB the compiler keeps 0.25 and 0.75 for itself, as its messages say.
 CHIPS = {
-    "v5e": Chip(197e12, 1.5e9, 819e9, 15.75 * GIB),
-    "v6e": Chip(918e12, 1.75e9, 1640e9, 31.25 * GIB),
+    "v5e": Chip(197e12, 1.5e9, 819e9, 200e9, 15.75 * GIB),
+    "v6e": Chip(918e12, 1.75e9, 1640e9, 400e9, 31.25 * GIB),
 }
 
 
@@ -313,7 +315,7 @@ def describe(job: Job, reports: list[Report], chip: Chip | None, does_not_fit: s
             f" of {chip.memory / MIB:.1f}: {'fits' if peak <= chip.memory and not does_not_fit else 'DOES NOT FIT'}"
         )
     lines += [f"what stays is {states / (job.whole / chips):.2f} times an even share of it all"]
-    total = floor = roofline = 0.0
+    total = floor = roofline = sending = 0.0
     for r in reports:
         lines += ["", f"{r.name} update, {r.count} in a step (compiled in {r.compile_seconds:.0f} s)"]
         again = f" (and {r.again / 1e9:.1f} again, for remat)" if r.again else ""
@@ -324,10 +326,13 @@ def describe(job: Job, reports: list[Report], chip: Chip | None, does_not_fit: s
             estimate = sum(r.cycles.values()) / chip.clock
             total, floor = total + r.count * estimate, floor + r.count * least
             roofline += r.count * max(least, moving)
+            sent = sum(size for _, size in r.collectives.values()) / chip.links
+            sending += r.count * sent
             lines += [
                 f"  at least {least * 1e3:.1f} ms for its arithmetic at peak, {moving * 1e3:.1f} ms for these bytes,",
                 "  those in a loop counted once;",
-                f"  compiler's estimate {estimate * 1e3:.1f} ms, without what the chips send to each other, of it",
+                f"  {sent * 1e3:.1f} ms for what the chips send to each other, of which some overlaps;",
+                f"  compiler's estimate {estimate * 1e3:.1f} ms, without that, of it",
             ]
             most = sorted(r.cycles.items(), key=lambda item: -item[1])[:5]
             lines += [f"    {cycles / chip.clock * 1e3:10.1f} ms {kind}" for kind, cycles in most]
@@ -337,7 +342,8 @@ def describe(job: Job, reports: list[Report], chip: Chip | None, does_not_fit: s
         lines += [
             "",
             f"a step: {total:.2f} s by the compiler's estimate, {total / floor:.2f} times the floor of its arithmetic, "
-            f"at most {total / roofline:.2f} times that of arithmetic or memory, whichever is higher",
+            f"at most {total / roofline:.2f} times that of arithmetic or memory, whichever is higher; "
+            f"{sending:.2f} s more for what the chips send to each other, if nothing of it overlaps",
         ]
     return "\n".join(lines)
 
