@@ -474,17 +474,17 @@ def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         raise UserError(
             "--mode=compare needs images that x_T alone decides: set config.evaluate.sampler to dbim, eta 0"
         )
-    d = job.config["distill"]
-    if (d["method"] == "ibmd" and d["student_steps"] > 1) or _noise_channels(job):
+    if _noise_channels(job):
         raise UserError(
-            "--mode=compare needs images that x_T alone decides: this student draws noise "
-            + ("in the channels of z" if _noise_channels(job) else "between its steps")
+            "--mode=compare needs images that x_T alone decides: this student draws noise in config.distill."
+            "noise_channels"
         )
     (teacher, teacher_meta), (student, student_meta) = load_teacher(job, folder), load_student(job, folder)
     _check_teacher(folder, student_meta, teacher_meta)
     nfe = max(job.teacher_steps)
     slow = functools.partial(jax.jit(functools.partial(job.teacher.sample, steps=job.teacher_steps[nfe])), teacher)
-    fast = functools.partial(jax.jit(job.distill.sample), student)
+    steps = min(job.student_steps)  # one where it draws noise between several
+    fast = functools.partial(jax.jit(functools.partial(job.distill.sample, steps=steps)), student)
     key, n, size = _key(job, "compare"), job.test().x_T.shape[0], job.config["evaluate"]["batch_size"]
 
     def made(sample: Callable[..., Array], test: Batch) -> np.ndarray:
@@ -506,7 +506,8 @@ def compare(job: Job, folder: Path, seconds: dict[str, float]) -> None:
             lines[f"{name} {i}/{INTERPOLATED - 1}"] = fast(key, ends._replace(x_T=x_T))
     try:
         if is_first():
-            (folder / "consistency.json").write_text(json.dumps({**found, "images": n, "teacher NFE": nfe}, indent=1))
+            content = {**found, "images": n, "teacher NFE": nfe, "student NFE": steps}
+            (folder / "consistency.json").write_text(json.dumps(content, indent=1))
         save_grid(folder / "consistency.png", {name: x[rows] for name, x in images.items()})
         save_grid(folder / "interpolation.png", lines)
     except OSError as error:
