@@ -145,7 +145,7 @@ def test_an_update_is_compiled_and_measured(split):
     assert "DOES NOT FIT" in text
     assert "at least 1000.0 ms for its arithmetic at peak, 3000.0 ms for these bytes," in text
     assert "6.00 times the floor of its arithmetic, at most 2.00 times that of arithmetic or memory" in text
-    assert "700.0 ms for what the chips send to each other, of which some overlaps" in text
+    assert "700.0 ms for what the chips send to each other, if none of it overlaps;" in text
     assert "; 1.40 s more for what the chips send to each other" in text  # of two updates
     chip = preflight.Chip(1.0, 1.0, 1.0, 1.0, report.peak + 150)
     both = [report._replace(code=code, peak=report.peak + code) for code in (100, 50)]

@@ -331,7 +331,7 @@ def describe(job: Job, reports: list[Report], chip: Chip | None, does_not_fit: s
             lines += [
                 f"  at least {least * 1e3:.1f} ms for its arithmetic at peak, {moving * 1e3:.1f} ms for these bytes,",
                 "  those in a loop counted once;",
-                f"  {sent * 1e3:.1f} ms for what the chips send to each other, of which some overlaps;",
+                f"  {sent * 1e3:.1f} ms for what the chips send to each other, if none of it overlaps;",
                 f"  compiler's estimate {estimate * 1e3:.1f} ms, without that, of it",
             ]
             most = sorted(r.cycles.items(), key=lambda item: -item[1])[:5]
