@@ -1,16 +1,18 @@
 """What the training loop and the partitioning cost beside the compiled step.
 
-    python -m benchmarks.loop
+    python -m benchmarks.loop                    all of it
+    python -m benchmarks.loop --parts distill    one part; the others keep their results
 
-About 30 minutes on 2 idle CPU cores. The loop: a teacher's training as `fit` runs it, against the bare compiled step on
-one batch; both run by turns of 50 steps in one process. The overhead is that of all turns together, since only two of
-them have a checkpoint, after 500 and 1000 steps, whose files are waited for before the bare steps go on. What a run
-does once, as compiling the checkpoints' checksums, is in it. Input and logging are in every turn. The partitioning: an
-IBMD iteration of one batch on 1, 2, 4 and 8 devices that the same two cores pretend to be, a process each, by turns.
+About an hour on 2 idle CPU cores. The loop: a stage, `teacher` or `distill`, as `fit` runs it, against its bare
+compiled step on one batch; both run by turns in one process. The overhead is that of all turns together, since few of
+them have a checkpoint, after every 500 steps, whose files are waited for before the bare steps go on. What a run does
+once, as compiling the checkpoints' checksums, is in it. Input and logging are in every turn. The partitioning: an IBMD
+iteration of one batch on 1, 2, 4 and 8 devices that the same two cores pretend to be, a process each, by turns.
 Writes benchmarks/results/loop.json.
 """
 
 import argparse
+import functools
 import importlib.util
 import itertools
 import json
@@ -27,7 +29,8 @@ from unittest import mock
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-STEPS, TURN, SKIP = 1100, 50, 50
+TURN, SKIP = 50, 50
+STEPS = {"teacher": 1100, "distill": 550}  # a checkpoint in every 500 of those that count
 DEVICES = (1, 2, 4, 8)
 
 
@@ -50,6 +53,21 @@ def settle() -> None:
         x.block_until_ready()
 
 
+def starts(made: Any) -> tuple[Callable[[], Any], dict[str, Callable[..., Any]]]:
+    """What makes the teacher, an untrained one, and each stage's first state."""
+    import jax
+
+    from ibmd_jax.networks.generator import with_new_inputs
+
+    def teacher() -> Any:
+        return made.init_params(jax.random.key(0))
+
+    def student(*_: Any) -> Any:
+        return made.distill.init((with_new_inputs(teacher(), teacher()), teacher()))
+
+    return teacher, {"teacher": lambda *_: made.teacher.init(teacher()), "distill": student}
+
+
 def bare_steps(made: Any, method: Any, stage: str, frozen: Any, state: Any) -> Callable[[int], float]:
     """A function that makes some more of the bare steps, and returns their seconds."""
     import jax
@@ -69,7 +87,7 @@ def bare_steps(made: Any, method: Any, stage: str, frozen: Any, state: Any) -> C
     return run
 
 
-def overhead() -> dict[str, float]:
+def overhead(stage: str) -> dict[str, Any]:
     """Mean seconds of a step in the loop and bare, and the part that the loop adds."""
     import jax
 
@@ -83,13 +101,14 @@ def overhead() -> dict[str, float]:
             opened.append(self)
 
     made = job()
-    method, key = made.teacher, jax.random.key(0)
-    bare = bare_steps(made, method, "teacher", None, jax.jit(lambda: method.init(made.init_params(key)))())
+    teacher, start = starts(made)
+    method, frozen = getattr(made, stage), jax.jit(teacher)() if stage == "distill" else None
+    bare = bare_steps(made, method, stage, frozen, jax.jit(start[stage])())
     seconds: dict[str, list[float]] = {"loop": [], "bare": []}
 
     def batches(first: int) -> Iterator[Any]:
         begin = time.perf_counter()
-        for i, batch in enumerate(made.batches("teacher")(first)):
+        for i, batch in enumerate(made.batches(stage)(first)):
             if i % TURN == 0:
                 settle()
                 opened[0].wait()
@@ -101,12 +120,12 @@ def overhead() -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(loop, "Checkpoints", Waited):
         loop.fit(
-            "teacher",
+            stage,
             method,
-            lambda frozen, given: method.init(made.init_params(key)),
-            None,
+            start[stage],
+            frozen,
             batches,
-            steps=STEPS + 1,
+            steps=STEPS[stage] + 1,
             seed=0,
             folder=Path(folder),
             mesh=made.mesh,
@@ -123,20 +142,14 @@ def worker(devices: int) -> None:
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     import jax
 
-    from ibmd_jax.networks.generator import with_new_inputs
     from ibmd_jax.train.sharding import abstract_state
 
     made = job()
-    method, key = made.distill, jax.random.key(0)
-
-    def start() -> Any:
-        teacher = made.init_params(key)
-        return method.init((with_new_inputs(teacher, teacher), teacher))
-
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(made.mesh, 2**20, start))
-    state = jax.jit(start, out_shardings=shardings)()
-    frozen = jax.jit(made.init_params, out_shardings=shardings.student)(key)
-    run = bare_steps(made, method, "distill", frozen, state)
+    teacher, start = starts(made)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(made.mesh, 2**20, start["distill"]))
+    state = jax.jit(start["distill"], out_shardings=shardings)()
+    frozen = jax.jit(teacher, out_shardings=shardings.student)()
+    run = bare_steps(made, made.distill, "distill", frozen, state)
     print("ready", flush=True)
     for _ in sys.stdin:
         print(run(4) / 4, flush=True)
@@ -162,21 +175,25 @@ def partitioning() -> dict[str, Any]:
 
 
 def main() -> None:
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "partitioning": partitioning,
+        "teacher": functools.partial(overhead, "teacher"),
+        "distill": functools.partial(overhead, "distill"),
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", default=list(parts), choices=parts, help="what to measure")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     if args.worker:
         worker(args.worker)
         return
-    summary = {"cpus": os.cpu_count(), "partitioning": partitioning(), "loop": overhead()}
-    (ROOT / "benchmarks" / "results" / "loop.json").write_text(json.dumps(summary, indent=1) + "\n")
-    print(
-        json.dumps(
-            {name: {k: v for k, v in part.items() if k != "turns"} for name, part in summary.items() if name != "cpus"},
-            indent=1,
-        )
-    )
+    path = ROOT / "benchmarks" / "results" / "loop.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name in args.parts:
+        found[name] = parts[name]()
+        path.write_text(json.dumps({"cpus": os.cpu_count(), **found}, indent=1) + "\n")
+        print(name, json.dumps({k: v for k, v in found[name].items() if k != "turns"}), flush=True)
 
 
 if __name__ == "__main__":
