@@ -68,6 +68,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lambda = 10^(2 (1 - t))": {"student_weight": "ten_to_2"},
     "batch of 64": {"batch_size": 64},
     "800 iterations": {"steps": 800},
+    "1200 iterations": {"steps": 1200},
     "normalised by the teacher's error": {"normalise": True},
     "with clean images": {"real_data": (0.95, 0.97)},
 }
