@@ -87,7 +87,8 @@ for path in (FOLDER / "distill" / "curves.png", sorted((FOLDER / "pictures").glo
 
 # %% [markdown]
 # ## Using it
-# The run knows its configuration: no more than its folder is needed. `distill/export` and `config.json` are all of it.
+# The run knows its configuration: no more than its folder is needed, and here its data, for the test images. For images
+# of your own (`--input=FOLDER`) `distill/export` and `config.json` are all of it.
 
 # %%
 ibmd("--mode=sample", f"--output={FOLDER}/restored")

@@ -21,14 +21,16 @@ from ibmd_jax.build import build, build_data, build_model
 from ibmd_jax.build.methods import _weight
 from ibmd_jax.build.model import make_bridge
 from ibmd_jax.convert.__main__ import main as convert
-from ibmd_jax.core.arrays import from_uint8
+from ibmd_jax.core.arrays import from_uint8, to_uint8
 from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Batch
 from ibmd_jax.corruptions import corruption
 from ibmd_jax.data.emoji import name_embeddings, rows_of
+from ibmd_jax.data.images import fit_image
+from ibmd_jax.data.source import Options
 from ibmd_jax.networks import NETWORKS
 from ibmd_jax.train.checkpoint import load_params
-from ibmd_jax.train.job import load_teacher, run
+from ibmd_jax.train.job import Restoring, load_teacher, run, teacher_folders
 from ibmd_jax.train.workdir import check_workdir, locked
 
 ROOT = Path(__file__).parents[1]
@@ -208,6 +210,7 @@ def test_ot_ode_makes_a_bridge_deterministic():
         ("bridge", {"name": "ddbm"}, "unknown bridge 'ddbm'.*Did you mean 'ddbm_vp'"),
         ("bridge", {"name": "edm"}, "EDM starts from noise of deviation 80: set .*'pure-noise', 'std': 80}"),
         ("bridge", {"name": "flow"}, "config.parametrisation: it is not finite on all of"),
+        ("parametrisation", {"name": "ddbm", "covariance": 0.3}, "covariance = 0.3 is beyond sigma_0 sigma_T = 0.25"),
         ("bridge", {"name": "brownian", "epsilon": -1.0}, "config.bridge: .* not finite"),
         ("bridge", {"name": "brownian", "epsilon": "x"}, "config.bridge: "),
         ("bridge", {"name": "flow", "ot_ode": True}, "config.bridge: there is no ODE version of Flow"),
@@ -382,11 +385,78 @@ def test_a_workdir_is_refused_when_the_files_of_its_data_are_others(tmp_path):
         check_workdir(tmp_path / "run", build(config).config)
 
 
-def test_a_workdir_where_a_run_is_at_work_keeps_its_configuration(tmp_path):
+@pytest.mark.parametrize(("member", "other"), [("x_0", 1), ("label", 1)])
+def test_a_workdir_is_refused_when_the_rows_of_its_file_are_others(tmp_path, member, other):
+    arrays = {"x_0": np.zeros((4, 32, 32, 3), np.uint8), "label": np.zeros(4, np.int32)}
+    config = quicktest()
+    config.data.source = f"npz:{tmp_path}/data.npz"
+    config.evaluate.features = "none"
+    np.savez(tmp_path / "data.npz", **arrays)
+    before = build(config).config
+    assert before["data"]["files"].startswith("3 + 1, ")
+    np.savez(tmp_path / "data.npz", **arrays)  # the same again
+    assert build(config).config == before
+    np.savez(tmp_path / "data.npz", **{**arrays, member: arrays[member] + np.asarray(other, arrays[member].dtype)})
+    assert build(config).config["data"]["files"] != before["data"]["files"]
+
+
+def test_restored_images_never_come_among_those_to_restore(tmp_path):
+    job, photos, workdir = build(quicktest()), tmp_path / "photos", tmp_path / "run"
+    photos.mkdir()
+    (tmp_path / "link").symlink_to(photos)
+    for source, out in (
+        (photos, photos),
+        (photos, photos / "restored"),
+        (photos, tmp_path / "link" / "restored"),
+        (workdir / "samples", ""),
+        (workdir, ""),
+    ):
+        asked = Restoring(input=str(source), output=str(out))
+        with pytest.raises(UserError, match="is in the folder of --input="):
+            run(job._replace(restoring=asked), workdir, "sample")
+    with pytest.raises(UserError, match="no finished student"):
+        run(job._replace(restoring=Restoring(input=str(photos), output=str(tmp_path / "out"))), workdir, "sample")
+
+
+@pytest.mark.parametrize("mode", ["sample", "evaluate"])
+def test_a_profile_is_of_training(tmp_path, mode):
+    job = build(quicktest())
+    with pytest.raises(UserError, match=f"--profile=3 is of training, which --mode={mode} has none of"):
+        run(job._replace(schedule=job.schedule._replace(profile=3)), tmp_path, mode)
+
+
+@pytest.mark.parametrize(("fit", "side"), [("pad", 80), ("crop", 20), ("random-crop", 20), ("pad", 20), ("crop", 80)])
+def test_photos_of_any_size_become_input(tmp_path, fit, side):
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8))
+    photo.save(tmp_path / "0.png")
+    config = quicktest()
+    config.data.update(source="emoji:pairs", corruption="none", fit=fit)
+    ((_, batch),) = build_data(config).inputs(str(tmp_path), False)[1]
+    taken = fit if (fit == "pad") == (side < 32) else "resize-crop"
+    expected = fit_image(photo, Options(32, fit=taken))
+    np.testing.assert_array_equal(to_uint8(batch.x_T[0]), expected)
+
+
+def test_homes_are_found_wherever_a_teacher_is_given(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = {"teacher": {"checkpoint": "~/a, /b"}}
+    assert teacher_folders(config) == ["/home/me/a", "/b"]
+
+
+def test_what_a_bridge_ends_at_decides_which_t_start_is_advised(caplog):
+    config = quicktest()
+    config.bridge = {"name": "ddbm_ve", "sigma_max": 80.0}
+    config.network.conditional, config.parametrisation = True, {"name": "ddbm"}
+    build_model(config)
+    assert "t_start = 72 would let it draw" in caplog.text
+
+
+def test_a_workdir_where_a_run_is_at_work_keeps_its_configuration(tmp_path, monkeypatch):
     job = build(quicktest())
     check_workdir(tmp_path, job.config)
     before = (tmp_path / "config.json").read_text()
     other = job._replace(config={**job.config, "seed": 7})
+    monkeypatch.setattr("ibmd_jax.train.workdir.PATIENCE", 0)
     with locked(tmp_path), pytest.raises(UserError, match="another run is at work"):
         run(other, tmp_path, "all")
     assert (tmp_path / "config.json").read_text() == before
@@ -573,7 +643,7 @@ def test_teachers_of_a_task_each_are_refused_where_they_are_conditioned(monkeypa
 def test_several_teachers_keep_their_parametrisations_and_are_computed_as_configured(monkeypatch):
     config = quicktest()
     config.network.update(dtype="bfloat16", remat="block")
-    network = {"name": "unet", "channels": [16], "groups": 4, "conditional": False}
+    network = {"name": "unet", "channels": [16], "attention": [], "groups": 4, "conditional": False}
     common, kinds = {"network": network, "bridge": {"name": "i2sb"}}, ("x_0", "i2sb")
     monkeypatch.setattr(
         "ibmd_jax.build.model.read_meta", lambda kind: {"model": {**common, "parametrisation": {"name": kind}}}

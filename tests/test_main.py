@@ -9,11 +9,16 @@ import sys
 import time
 from pathlib import Path
 
+import config_files
 import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
+
+from ibmd_jax.build import build_model
+from ibmd_jax.train.checkpoint import read_meta
+from ibmd_jax.train.job import CALLED
 
 ROOT = Path(__file__).parents[1]
 QUICK = "--config=configs/inpaint.py:quicktest"
@@ -60,6 +65,11 @@ def test_the_whole_job_leaves_a_table_a_report_and_pictures(whole):
     assert [(r["label"], r["nfe"]) for r in report["rows"]] == [("student", 1), ("teacher", 1), ("teacher", 2)]
     assert set(report["rows"][0]["metrics"]) == {"fid", "kid", "psnr", "ssim", "diversity"}
     assert set(report["seconds"]) == {"train_teacher", "distill"}
+    student = read_meta(folder / "distill" / "export")["model"]["student"]
+    assert student == {name: report["config"]["distill"][name] for name in CALLED}
+    assert "student" not in read_meta(folder / "teacher" / "export")["model"]
+    config = config_files.by_flags("inpaint.py:quicktest", f"--config.teacher.checkpoint={folder}/distill/export")
+    assert build_model(config).image_shape == (32, 32, 3)  # a student can be a teacher
     assert (folder / "samples.png").stat().st_size > 10_000
     names = sorted(p.name for p in (folder / "pictures").iterdir())
     assert names[:2] == ["distill_000000.png", "distill_000010.png"]

@@ -101,8 +101,10 @@ def bridge_score(bridge: Bridge, t: Array) -> Scalings:
 def ddbm(bridge: Bridge, t: Array, sigma_0: float = 0.5, sigma_T: float = 0.5, covariance: float = 0.0) -> Scalings:
     """sigma_0, sigma_T: standard deviations of x_0 and x_T about 0; covariance: of the two, at one pixel.
 
-    `data_moments` estimates the three.
+    `data_moments` estimates the three. Raises: ValueError for a covariance that no two such images have.
     """
+    if abs(covariance) > sigma_0 * sigma_T:
+        raise ValueError(f"covariance = {covariance} is beyond sigma_0 sigma_T = {sigma_0 * sigma_T:g}")
     a, b, c = bridge.coeffs(t)
     v_0, v_T = sigma_0**2, sigma_T**2
     c_in = jax.lax.rsqrt(a**2 * v_T + b**2 * v_0 + 2 * a * b * covariance + c**2)

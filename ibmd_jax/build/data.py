@@ -16,7 +16,8 @@ from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array, Batch, Conditioning
 from ibmd_jax.corruptions import Corrupted, corruption, label_count, reduction
 from ibmd_jax.data import open_source
-from ibmd_jax.data.folder import TO_SKIP, check_stems, fit_named, images_in
+from ibmd_jax.data.folder import TO_SKIP, check_stems, images_in
+from ibmd_jax.data.images import fit_any, read_image
 from ibmd_jax.data.pipeline import ahead, check_example, check_labels, examples, make_corrupt
 from ibmd_jax.data.source import Example, Options, Source
 from ibmd_jax.train.sharding import batch_sharding, check_divisible, make_mesh
@@ -28,8 +29,8 @@ AHEAD = 2  # steps whose batches wait on the devices beside the one in use
 class Data(NamedTuple):
     """The data of a configuration.
 
-    train, test: the sources, empty if not opened. files: how many images of folders they have, and a checksum of their
-    names; "" of other sources. clean: whether they have x_0. test_batch(count): so many test images,
+    train, test: the sources, empty if not opened. files: how many images of folders or rows of a file they have, and a
+    checksum of which; "" of other sources. clean: whether they have x_0. test_batch(count): so many test images,
     evenly spaced in the source, all for 0; leaves are NumPy arrays. inputs(folder, blind): images of a user's to
     restore, see `_inputs`. batches(stage, size, clean=True)(step): an iterator over training batches from that step on,
     sharded over the mesh; without x_0 unless clean.
@@ -159,7 +160,7 @@ def _inputs(
     def readable(numbers: range) -> Iterator[tuple[int, np.ndarray]]:
         for i in numbers:
             try:
-                yield i, fit_named(files[i], options)
+                yield i, fit_any(read_image(files[i], options.channels), options)
             except UserError as error:
                 if options.on_error == "raise":
                     raise UserError(

@@ -151,7 +151,7 @@ def _with_auxiliary(c: dict[str, Any], parts: Parts) -> tuple[tuple, dict[str, A
         log.warning(
             "config.distill.noise_channels = 0: this student gives one x_0 for an x_T in one step, where its teacher "
             "draws from many; %s would let it draw, too",
-            "t_start = 0.9" if c["network"]["conditional"] else c["data"]["channels"],
+            f"t_start = {0.9 * parts.bridge.T:g}" if c["network"]["conditional"] else c["data"]["channels"],
         )
     names = ("auxiliary_updates", "normalise", "noise_channels", "ema_decay", "t_min", "accumulate")
     return (parts.denoise, parts.bridge, student, auxiliary), {

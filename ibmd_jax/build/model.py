@@ -24,7 +24,7 @@ from ibmd_jax.networks.denoiser import init_denoiser, make_denoiser
 from ibmd_jax.networks.generator import with_new_inputs
 from ibmd_jax.samplers import SAMPLERS
 from ibmd_jax.train.checkpoint import read_meta
-from ibmd_jax.train.job import teacher_folders
+from ibmd_jax.train.job import MODEL_SECTIONS, teacher_folders
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def with_given_model(c: dict[str, Any], trained: dict[str, Any] | None = None) -
     t = c["teacher"]
     if trained and (t["checkpoint"] or t["start"]):
         models = {name: value for name, value in trained["teacher"].items() if name == "models"}
-        sections = {name: trained[name] for name in ("network", "bridge", "parametrisation")}
+        sections = {name: trained[name] for name in MODEL_SECTIONS}
         return _with_sections({**c, "teacher": {**t, **models}}, sections, "the student")
     if t["checkpoint"] and t["start"]:
         raise UserError("config.teacher.checkpoint and .start are both set: a given teacher is not trained")
@@ -70,10 +70,16 @@ def with_given_model(c: dict[str, Any], trained: dict[str, Any] | None = None) -
     if len(given) > 1:
         return _with_given_models(c, given)
     given = given[0] if given else t["start"]
-    model = dict(read_meta(given).get("model", {})) if given else {}
+    model = _model_of(given) if given else {}
     if t["start"]:
         model = {name: section for name, section in model.items() if name == "network"}
     return _with_sections(c, model, given)
+
+
+def _model_of(folder: str) -> dict[str, Any]:
+    """The sections that an export brings; what it says of a student's calls is for others."""
+    found = read_meta(folder).get("model", {})
+    return {name: found[name] for name in MODEL_SECTIONS if name in found}
 
 
 def _with_sections(c: dict[str, Any], model: dict[str, Any], where: str) -> dict[str, Any]:
@@ -87,9 +93,9 @@ def _with_sections(c: dict[str, Any], model: dict[str, Any], where: str) -> dict
 
 
 def _with_given_models(c: dict[str, Any], folders: list[str]) -> dict[str, Any]:
-    models = [dict(read_meta(folder).get("model", {})) for folder in folders]
+    models = [_model_of(folder) for folder in folders]
     for folder, model in zip(folders, models, strict=True):
-        missing = {"network", "bridge", "parametrisation"} - model.keys()
+        missing = {*MODEL_SECTIONS} - model.keys()
         if missing:
             raise UserError(f"{folder} does not say its {min(missing)}, which one of several teachers has to")
         if model["bridge"] != models[0]["bridge"]:

@@ -64,7 +64,8 @@ def to_teacher(file: Path, folder: Path, process: dict[str, str], **known: Any) 
             + f" (not in the file: --{section})" * assumed
         )
     print(
-        f"attention order  {order}; heads of {network['head_channels']} channels"
+        f"attention order  {order}; "
+        + (f"heads of {network['head_channels']} channels" if network["head_channels"] else f"{network['heads']} heads")
         + (" (not in the file: --attention, --head_channels)" if found.source != "ibmd_jax" else "")
     )
     print(f"parameters       {sum(map(math.prod, expected.values())):,}")
@@ -109,6 +110,8 @@ def to_pytorch(source: Path, file: Path) -> None:
             temporary.unlink()
         raise UserError(f"cannot write {file}: {getattr(error, 'strerror', None) or error}") from error
     print(f"wrote {file}: {len(state)} tensors, {sum(v.size for v in state.values()):,} parameters")
+    if "student" in model:
+        print("of a student, which is called as its metadata say: " + json.dumps(model["student"]))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("file", type=Path, help="a PyTorch checkpoint, or the folder of an export")
     parser.add_argument("--to", type=Path, required=True, help="a new folder, or a new file that ends in .safetensors")
     parser.add_argument("--source", choices=sorted(PROCESSES), default="", help="who wrote a bare state_dict")
-    parser.add_argument("--head_channels", type=int, help="width of the attention heads, if not 64")
+    parser.add_argument("--head_channels", type=int, help="width of the attention heads, if not the usual")
     parser.add_argument(
         "--attention", choices=["legacy", "new"], default="", help="channel order of qkv, if not the usual"
     )

@@ -1,15 +1,17 @@
 """Recognises the checkpoints of I2SB, DDBM, DBIM and ADM, and says which network, bridge and parametrisation they hold.
 
 All four are ADM UNets; their settings are read off the parameters' names and shapes. Three things are not in the
-parameters: the width of the attention heads (64 in all published networks), the channel order of qkv, and the process.
-The last two follow from who wrote the file:
+parameters: the width of the attention heads (64 in all of them but one), the channel order of qkv, and the process.
+They follow from who wrote the file:
 
     found                                               source   attention  bridge                parametrisation
     "net" and "ema", options.pkl beside it              I2SB     legacy     i2sb_table            eps, x_T where cond_x1
     six input channels, 1x1 weights of four axes        DDBM     new        ddbm_vp               ddbm, x_T
     six input channels, labels                          DBIM     legacy     i2sb_table of DBIM    eps, x_T
     six input channels, 1x1 weights of three axes       DBIM's copies of DDBM's: new, ddbm_vp, ddbm, x_T
-    three input channels                                ADM      legacy     diffusion_linear      eps
+    three input channels, or six outputs                ADM      legacy     diffusion_linear      eps
+    the same, ADM's network for 64 pixels               ADM      new        diffusion_cosine      eps
+    the same, for 128 pixels                            ADM      legacy, four heads at each level, diffusion_linear, eps
 
 ADM's is no teacher by itself, but what I2SB and DBIM started theirs from: config.teacher.start takes it.
 """
@@ -174,6 +176,13 @@ PROCESSES: dict[str, dict[str, Any]] = {
 }
 
 
+# What ADM's authors trained with other settings than the rest, for 64 and 128 pixels: by width, multipliers and blocks.
+OTHERS: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {
+    (192, (1, 2, 3, 4), 3): {"network": {"legacy_attention": False}, "bridge": {"name": "diffusion_cosine"}},
+    (256, (1, 1, 2, 3, 4), 2): {"network": {"head_channels": 0, "heads": 4}},
+}
+
+
 def recognise(
     path: str | Path, source: str = "", head_channels: int | None = None, attention: str = "", x_T: bool = False
 ) -> Checkpoint:
@@ -181,7 +190,7 @@ def recognise(
 
     Args:
         source: ddbm, dbim or adm, to overrule what the shapes of a bare state_dict suggest.
-        head_channels: width of the attention heads, if not 64.
+        head_channels: width of the attention heads, if not the usual.
         attention: "legacy" or "new", the channel order of qkv, to overrule what its source suggests.
         x_T: whether to give a network of three input channels three more, for x_T.
     Raises: UserError, also for an argument that the checkpoint leaves no use for.
@@ -212,9 +221,15 @@ def recognise(
         if _conditional(state, path) != ours["network"]["conditional"]:
             raise UserError(f"{path} is a student with noise input, and no teacher has one: use its export")
         _check_unused(path, "says all about itself", given | {"head_channels": head_channels, "attention": attention})
-        return Checkpoint("ibmd_jax", state, ours, [])
+        return Checkpoint("ibmd_jax", state, ours, [f"a student: {ours['student']}"] if "student" in ours else [])
     notes = []
     if state["out.2.weight"].shape[0] == 6:
+        if _channels(state)[0] != 3 and not source:
+            raise UserError(
+                f"{path} has six outputs, as ADM's networks, and {_channels(state)[0]} input channels, as those "
+                "of them that enlarge images, which are no teachers of bridges. If this is one, say --source"
+            )
+        source = source or "adm"
         state = {k: v[:3] if k.startswith("out.2.") else v for k, v in state.items()}
         notes.append("kept the first three of six outputs (the others are ADM's variances)")
     source = source or _kind(state, path)
@@ -229,6 +244,11 @@ def recognise(
         "legacy_attention": source != "ddbm",
         "conditional": _conditional(state, path),
     }
+    if source == "adm":
+        other = OTHERS.get((network["channels"], tuple(network["multipliers"]), network["blocks"]), {})
+        heads = ("head_channels", "heads") if head_channels is not None else ()
+        network |= {name: value for name, value in other.get("network", {}).items() if name not in heads}
+        process = {**process, **{"bridge": other["bridge"]}} if "bridge" in other else process
     return _with_attention(Checkpoint(source, state, {"network": network, **process}, notes), attention)
 
 

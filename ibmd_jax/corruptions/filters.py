@@ -30,6 +30,8 @@ def separable(x: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
 
 
 def gaussian(sigma: float, radius: int) -> np.ndarray:
-    """2 radius + 1 taps exp(-d^2 / (2 sigma^2)), divided by their sum."""
+    """2 radius + 1 taps exp(-d^2 / (2 sigma^2)), divided by their sum. Raises: ValueError unless sigma > 0."""
+    if not sigma > 0:
+        raise ValueError(f"sigma = {sigma}: a Gaussian filter needs one above 0")
     taps = np.exp(-0.5 * np.square(np.arange(-radius, radius + 1) / sigma))
     return taps / taps.sum()

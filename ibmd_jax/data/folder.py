@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ibmd_jax.core.errors import UserError
-from ibmd_jax.data.images import SUFFIXES, fit_image, read_image
+from ibmd_jax.data.images import SUFFIXES, check_pair, fit_image, read_image
 from ibmd_jax.data.source import Example, Options, split_indices
 
 log = logging.getLogger(__name__)
@@ -107,9 +107,10 @@ def folder(where: str, split: str, options: Options) -> Files:
     Of a folder with its own splits those of train count. Raises: UserError if another split has one that train lacks.
     """
     root, names = _files(where, split)
-    if any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in root.iterdir()):
-        return Files(names, lambda name: {"x_0": fit_named(root / name, options)}, options.on_error, names)
     train = _split(Path(where).expanduser(), "train")[0]
+    flat = any(p.suffix.lower() in SUFFIXES and not p.name.startswith(".") for p in (*root.iterdir(), *train.iterdir()))
+    if flat:
+        return Files(names, lambda name: {"x_0": fit_named(root / name, options)}, options.on_error, names)
     folders = sorted(p for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
     classes = {p.name: i for i, p in enumerate(p for p in folders if next(_images(p), None))}
     of_files = [Path(name).parts[0] for name in names]
@@ -139,7 +140,7 @@ def paired(where: str, split: str, options: Options) -> Files:
     files that hold both side by side, [A | B], as pix2pix has them.
 
     Raises: UserError that lists files without a partner, or of one name, and for two images of different sizes that
-        config.data.fit would cut or pad in different places.
+        config.data.fit would take from different places.
     """
     if options.fit == "random-crop":
         raise UserError("config.data.fit: random-crop is for single images; pairs take crop, resize-crop or stretch")
@@ -168,11 +169,7 @@ def paired(where: str, split: str, options: Options) -> Files:
     def load(name: str) -> Example:
         files = sides[0][name], sides[1][name]
         x_T, x_0 = (read_image(file, options.channels) for file in files)
-        if options.fit in ("crop", "pad") and x_T.size != x_0.size:
-            raise UserError(
-                f"{files[0]} has {x_T.size} pixels, {files[1]} {x_0.size}: config.data.fit = {options.fit!r} would "
-                "take them from different places; take resize-crop or stretch"
-            )
+        check_pair((str(files[0]), x_T.size), (str(files[1]), x_0.size), options)
         return {"x_0": _fit(files[1], x_0, options), "x_T": _fit(files[0], x_T, options, options.filter_T)}
 
     return Files(names, load, options.on_error, names)

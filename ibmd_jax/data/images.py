@@ -88,6 +88,35 @@ def fit_image(image: Image.Image, options: Options, filter_name: str = "") -> np
     return array if array.ndim == 3 else array[:, :, None]
 
 
+def fit_any(image: Image.Image, options: Options) -> np.ndarray:
+    """fit_image, but what options.fit refuses, being too small to cut or too large to pad, is resized and cut."""
+    refused = {"crop": min(image.size) < options.size, "pad": max(image.size) > options.size}
+    return fit_image(image, options._replace(fit="resize-crop") if refused.get(options.fit) else options)
+
+
+def check_pair(x_T: tuple[str, tuple[int, int]], x_0: tuple[str, tuple[int, int]], options: Options) -> None:
+    """Raises UserError where options.fit would take two images, (name, (width, height)), from different places.
+
+    Those that the pipeline crops are left to it.
+    """
+    (_, (w_T, h_T)), (_, (w_0, h_0)) = x_T, x_0
+    size, short_T, short_0 = options.size, min(w_T, h_T), min(w_0, h_0)
+    alike = (
+        abs(size * w_T // short_T - size * w_0 // short_0) < 2
+        and abs(size * h_T // short_T - size * h_0 // short_0) < 2
+    )
+    if (
+        options.fit in ("stretch", "random-crop")
+        or (w_T, h_T) == (w_0, h_0)
+        or (options.fit == "resize-crop" and alike)
+    ):
+        return
+    raise UserError(
+        f"{x_T[0]} has {w_T, h_T} pixels, {x_0[0]} {w_0, h_0}: config.data.fit = {options.fit!r} would take them from "
+        f"different places; take {'resize-crop or ' * alike}stretch"
+    )
+
+
 def center(image: Image.Image, size: int) -> Image.Image:
     """The central square."""
     left, top = round((image.width - size) / 2), round((image.height - size) / 2)  # half to even, as torchvision

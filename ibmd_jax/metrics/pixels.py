@@ -11,8 +11,11 @@ def _unit(x: Array) -> Array:
 
 
 def psnr(x: Array, y: Array) -> Array:
-    """Peak signal-to-noise ratio in dB for a data range of 1 on [0, 1]: -10 log10 MSE. Returns [B]."""
-    return -10 * jnp.log10(jnp.square(_unit(x) - _unit(y)).mean((1, 2, 3)))
+    """Peak signal-to-noise ratio in dB for a data range of 1 on [0, 1]: -10 log10 MSE, at most 100. Returns [B].
+
+    A mean over images is not to be infinite for one that is restored exactly, as where a mask is empty.
+    """
+    return -10 * jnp.log10(jnp.maximum(jnp.square(_unit(x) - _unit(y)).mean((1, 2, 3)), 1e-10))
 
 
 def ssim(x: Array, y: Array, window: int = 11, sigma: float = 1.5) -> Array:

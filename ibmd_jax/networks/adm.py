@@ -15,6 +15,7 @@ from ibmd_jax.networks.blocks import (
     Conv,
     GroupNorm,
     ResBlock,
+    check_settings,
     condition_embedding,
     recomputed,
     timestep_embedding,
@@ -59,6 +60,7 @@ class ADM(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
         """z: noise [B, H, W, C_z], through input weights that start at zero. cond: as `classes` or `embedding` say."""
+        check_settings(self.dtype, self.attention, [2**level for level in range(len(self.multipliers))])
         dtype = jnp.dtype(self.dtype)
 
         def head(self: ADM, h: Array) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ibmd_jax.core.arrays import expand
+from ibmd_jax.core.errors import UserError
 from ibmd_jax.core.types import Array, Denoise, Key, Network, Params
 
 
@@ -39,6 +40,8 @@ def make_denoiser(
         if conditional:
             x = jnp.concatenate([x, x_T], axis=-1)
         drop = () if key is None else (key,)  # networks that drop nothing need not take one
+        if features and network.features is None:
+            raise UserError("this network shows no features, which this method asks for: take a Linen module's")
         apply = network.features if features else network.apply
         out = apply(params, x, s.c_noise, cond, z, *drop)
         out, seen = out if features else (out, None)

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ibmd_jax.core.types import Array
-from ibmd_jax.networks.blocks import condition_embedding, depth_to_space, recomputed, space_to_depth, timestep_embedding
+from ibmd_jax.networks.blocks import (
+    check_settings,
+    condition_embedding,
+    depth_to_space,
+    recomputed,
+    space_to_depth,
+    timestep_embedding,
+)
 
 ZERO = nn.initializers.zeros
 
@@ -67,6 +74,7 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
         """z: noise [B, H, W, C_z], through input weights that start at zero. cond: as `classes` or `embedding` say."""
+        check_settings(self.dtype)
         emb = nn.Dense(self.channels, name="time_in")(timestep_embedding(t, 256))
         emb = nn.Dense(self.channels, name="time_out")(nn.silu(emb))
         given = condition_embedding(cond, self.classes, self.embedding, self.channels)

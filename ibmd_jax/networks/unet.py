@@ -11,6 +11,7 @@ from ibmd_jax.networks.blocks import (
     Conv,
     GroupNorm,
     ResBlock,
+    check_settings,
     condition_embedding,
     depth_to_space,
     recomputed,
@@ -46,6 +47,7 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, cond: Any = None, z: Array | None = None) -> Array:
         """z: noise [B, H, W, C_z], through input weights that start at zero. cond: as `classes` or `embedding` say."""
+        check_settings(self.dtype, self.attention, range(len(self.channels)))
         width, dtype = self.channels[0], jnp.dtype(self.dtype)
 
         def head(self: UNet, h: Array) -> tuple[Array, Array]:

@@ -94,10 +94,19 @@ def run(job: Job, folder: Path, mode: str) -> None:
     for name, value in asked._asdict().items():
         if sample not in stages and value != Restoring._field_defaults[name]:
             raise UserError(f"--{name}={value} is for --mode=sample")
+    if job.schedule.profile and not {train_teacher, distill} & {*stages}:
+        raise UserError(f"--profile={job.schedule.profile} is of training, which --mode={mode} has none of")
     if asked.input and job.generates:
         raise UserError(f"--input={asked.input} is for students that restore: this one makes images of noise")
     if asked.steps and asked.steps not in job.student_steps:
         raise UserError(f"--steps={asked.steps}: this student takes {', '.join(map(str, job.student_steps))}")
+    if asked.input:
+        source, out = (path.expanduser().resolve() for path in (Path(asked.input), _restored(asked, folder)))
+        if source in (out, *out.parents):
+            raise UserError(
+                f"{out} is in the folder of --input={asked.input}: images there could be overwritten, and what is "
+                "restored would be input of the next run. Set --output to a folder elsewhere"
+            )
     trains = train_teacher in stages and not job.config["teacher"]["checkpoint"]
     if not job.clean and (trains or evaluate_both in stages):
         raise UserError(
@@ -122,6 +131,7 @@ def run(job: Job, folder: Path, mode: str) -> None:
             seconds[stage.__name__] = time.perf_counter() - begin
 
 
+MODEL_SECTIONS = ("network", "bridge", "parametrisation")  # what parameters belong to, saved with them
 PICTURE_EXAMPLES = 8
 TEACHER_STEPS_IN_PICTURES = 10
 STUDENT_STEPS = (1, 2, 4)  # of the rows in the table, and the most that a student takes
@@ -129,7 +139,8 @@ STUDENT_STEPS = (1, 2, 4)  # of the rows in the table, and the most that a stude
 
 def teacher_folders(config: dict[str, Any]) -> list[str]:
     """The folders in config.teacher.checkpoint: none, one, or several with commas between them."""
-    return [folder.strip() for folder in config["teacher"]["checkpoint"].split(",") if folder.strip()]
+    given = (folder.strip() for folder in config["teacher"]["checkpoint"].split(","))
+    return [str(Path(folder).expanduser()) for folder in given if folder]
 
 
 def _abstract(job: Job, noise_channels: int = 0, init_params: Callable[..., Params] | None = None) -> Params:
@@ -206,7 +217,11 @@ def _noise_channels(job: Job) -> int:
 
 
 def _model_sections(job: Job) -> dict[str, Any]:
-    return {section: job.config[section] for section in ("network", "bridge", "parametrisation")}
+    return {section: job.config[section] for section in MODEL_SECTIONS}
+
+
+# How a student is to be called, of what its method has.
+CALLED = ("method", "student_steps", "multistep", "t_start", "noise_channels", "same_z", "blind")
 
 
 def _between(job: Job, batch: Batch, columns: dict[str, Array]) -> dict[str, Array]:
@@ -340,7 +355,7 @@ def distill(job: Job, folder: Path, seconds: dict[str, float]) -> None:
         mesh=job.mesh,
         identity=identity,
         schedule=job.schedule,
-        model=_model_sections(job),
+        model={**_model_sections(job), "student": {name: c[name] for name in CALLED if name in c}},
         given={where: params for where, (params, _) in loaded.items()},
         picture=picture,
     )
@@ -416,7 +431,7 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
     (student, _), asked = load_student(job, folder), job.restoring
     steps = {"steps": asked.steps} if asked.steps else {}
     restore, key = jax.jit(functools.partial(job.distill.sample, **steps)), _key(job, "sample")
-    out = Path(asked.output).expanduser() if asked.output else folder / "samples"
+    out = _restored(asked, folder)
     if asked.input:
         count, batches = job.inputs(asked.input)
     else:
@@ -439,6 +454,11 @@ def sample(job: Job, folder: Path, seconds: dict[str, float]) -> None:
             bar.update(len(names))
     others = len(before - written)
     say(f"Wrote {len(written)} restored images to {out}" + (f", where {others} of other runs are." if others else "."))
+
+
+def _restored(asked: Restoring, folder: Path) -> Path:
+    """Where restored images go."""
+    return Path(asked.output).expanduser() if asked.output else folder / "samples"
 
 
 def _drawn(job: Job, batch: Batch, draw: int, number: int) -> Batch:

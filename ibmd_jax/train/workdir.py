@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
 import re
 import secrets
 import time
@@ -34,20 +35,26 @@ def check_workdir(folder: Path, config: dict[str, Any], written: bool = True) ->
     """
     _check_local(folder)
     path, before = folder / NAME, read_config(folder)
-    if before and any((folder / stage).exists() for stage in ("teacher", "distill")):
-        _check_same(folder, before, config)
+    if any((folder / stage).exists() for stage in ("teacher", "distill")):
+        if before:
+            _check_same(folder, before, config)
+        else:
+            log.warning("%s is missing or empty: what was trained in %s is taken to be of this one", path, folder)
     if not written:
         return
     with _written(folder):
         folder.mkdir(parents=True, exist_ok=True)
         _check_shared(folder)
-        probe = folder / f".writable{jax.process_index()}"
-        probe.write_text("")
-        probe.unlink()
-        if is_first() and config != before:
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(config, indent=1))
-            temporary.replace(path)
+        new = folder / f".config-{secrets.token_hex(4)}"  # others may come here at the same time
+        new.touch()  # to see whether it can be written; a restart on a full disk needs no more
+        try:
+            if is_first() and config != before:
+                new.write_text(json.dumps(config, indent=1))
+                with open(new) as file:
+                    os.fsync(file.fileno())  # a machine that dies leaves the old one, or this one
+                new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
 
 
 def _check_local(folder: Path) -> None:
@@ -73,7 +80,7 @@ def locked(folder: Path) -> Iterator[None]:
     """While it lasts, no other run trains in this workdir: each would remove the files that the other is writing.
 
     To be asked for before anything is written. The lock ends with the process, however that ends; a file system without
-    locks is none. Raises: UserError.
+    locks is none. The run of a job that is started anew may be ending still: it is waited for. Raises: UserError.
     """
     if not is_first():
         yield
@@ -83,15 +90,22 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".lock").touch()
     with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another run is at work in {folder}: wait for its end, or stop it, or set another --workdir (where "
-                "there is none, a file server may hold the lock of a machine that is gone: remove .lock)"
-            ) from error
-        except OSError as error:
-            log.info("%s cannot be locked (%s): take care that one run alone trains in it", folder, error.strerror)
+        end = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"another run is at work in {folder}: wait for its end, or stop it, or set another --workdir "
+                        "(where there is none, a file server may hold the lock of a machine that is gone: remove .lock)"
+                    ) from error
+                log.info("another run is at work in %s: waiting for its end", folder)
+                time.sleep(min(5, PATIENCE))
+                continue
+            except OSError as error:
+                log.info("%s cannot be locked (%s): take care that one run alone trains in it", folder, error.strerror)
+            break
         yield
 
 

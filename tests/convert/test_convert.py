@@ -14,11 +14,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import torch_zip
 from ibmd_jax.build.model import make_network
+from ibmd_jax.convert import published
 from ibmd_jax.convert.__main__ import main, shapes_of
 from ibmd_jax.convert.names import convert, our_name, to_torch, torch_name
 from ibmd_jax.convert.published import network_settings, recognise
@@ -455,3 +456,48 @@ def test_i2sb_s_network_alone_needs_its_options(tmp_path, capsys):
     (tmp_path / "run" / "options.pkl").unlink()
     assert main([str(source), "--to", str(tmp_path / "other"), "--head_channels", "16"]) == 2
     assert "options.pkl: I2SB writes it" in capsys.readouterr().err
+
+
+def test_adm_s_networks_that_differ_from_the_rest_are_known(tmp_path, monkeypatch):
+    assert {key: (new["network"], new.get("bridge")) for key, new in published.OTHERS.items()} == {
+        (192, (1, 2, 3, 4), 3): ({"legacy_attention": False}, {"name": "diffusion_cosine"}),
+        (256, (1, 1, 2, 3, 4), 2): ({"head_channels": 0, "heads": 4}, None),
+    }
+    settings = {**NETWORK, "out_channels": 6}
+    torch_zip.save(tmp_path / "a.pt", to_torch(weights(settings)))
+    plain = recognise(tmp_path / "a.pt", head_channels=16)
+    assert plain.source == "adm"
+    assert plain.model["network"]["legacy_attention"]
+    assert plain.model["bridge"] == {"name": "diffusion_linear"}
+    for key, other in ((64, (192, (1, 2, 3, 4), 3)), (128, (256, (1, 1, 2, 3, 4), 2))):
+        monkeypatch.setattr(published, "OTHERS", {(32, (1, 2), 1): published.OTHERS[other]})
+        found = recognise(tmp_path / "a.pt", head_channels=16 if key == 64 else None).model
+        assert found["network"]["legacy_attention"] == (key == 128)
+        assert found["bridge"]["name"] == ("diffusion_cosine" if key == 64 else "diffusion_linear")
+        assert found["network"].get("heads") == (None if key == 64 else 4)
+        assert found["network"]["head_channels"] == (16 if key == 64 else 0)
+        monkeypatch.undo()
+    assert recognise(tmp_path / "a.pt", head_channels=16, attention="new").model["network"]["legacy_attention"] is False
+
+
+def test_adm_s_networks_that_enlarge_are_no_teachers(tmp_path):
+    torch_zip.save(tmp_path / "a.pt", to_torch(weights({**NETWORK, "out_channels": 6, "classes": 5}, channels=6)))
+    with pytest.raises(UserError, match="six outputs, as ADM's networks, and 6 input channels"):
+        recognise(tmp_path / "a.pt", head_channels=16)
+    assert recognise(tmp_path / "a.pt", source="dbim", head_channels=16).source == "dbim"
+
+
+def test_a_student_s_file_says_how_it_is_called(tmp_path, capsys):
+    params = unflatten_dict(weights({**NETWORK, "conditional": False}), sep="/")
+    model = {
+        "network": {**NETWORK, "conditional": False},
+        "bridge": {"name": "i2sb"},
+        "parametrisation": {"name": "eps"},
+        "student": {"t_start": 0.9, "student_steps": 1},
+    }
+    export_params(tmp_path / "export", params, {"model": model})
+    assert main([str(tmp_path / "export"), "--to", str(tmp_path / "a.safetensors")]) == 0
+    assert 'its metadata say: {"t_start": 0.9, "student_steps": 1}' in capsys.readouterr().out
+    assert main([str(tmp_path / "a.safetensors"), "--to", str(tmp_path / "back")]) == 0
+    assert "a student: {'t_start': 0.9, 'student_steps': 1}" in capsys.readouterr().out
+    assert read_meta(tmp_path / "back")["model"]["student"] == model["student"]

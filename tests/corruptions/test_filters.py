@@ -29,3 +29,9 @@ def test_a_gaussian_has_unit_sum_and_its_ratios():
     taps = gaussian(1.5, 4)
     np.testing.assert_allclose(taps.sum(), 1)
     np.testing.assert_allclose(taps[[0, 5]] / taps[4], np.exp([-16 / 4.5, -1 / 4.5]))
+
+
+@pytest.mark.parametrize("sigma", [0.0, -1.0, float("nan")])
+def test_a_gaussian_without_width_is_refused(sigma):
+    with pytest.raises(ValueError, match=r"sigma = .*: a Gaussian filter needs one above 0"):
+        gaussian(sigma, 2)

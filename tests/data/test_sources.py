@@ -582,3 +582,31 @@ def test_a_teacher_trains_on_fashion_mnist(datasets, fashion_files, capsys, tmp_
     config.evaluate.update(features="none", examples=8, batch_size=8)
     run(build(config), tmp_path / "run", "teacher")
     assert (tmp_path / "run" / "teacher" / "export").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["paired", "npz"])
+def test_pairs_whose_places_differ_are_refused(tmp_path, kind):
+    def pair(size_T, size_0):
+        if kind == "npz":
+            images = {name: np.zeros((2, h, w, 3), np.uint8) for name, (w, h) in (("x_T", size_T), ("x_0", size_0))}
+            np.savez(tmp_path / "data.npz", **images)
+            return f"npz:{tmp_path}/data.npz"
+        for i in range(2):
+            picture(tmp_path / "A" / f"{i}.png", size=size_T)
+            picture(tmp_path / "B" / f"{i}.png", size=size_0)
+        return f"paired:{tmp_path}/A,{tmp_path}/B"
+
+    uri = pair((96, 64), (128, 64))
+    refused(uri, r"\(96, 64\) pixels, .* \(128, 64\): config.data.fit = 'resize-crop' .*; take stretch")
+    assert rows(open_source(uri, "train", Options(16, fit="stretch")))
+    assert rows(open_source(pair((48, 33), (96, 65)), "train", Options(16)))  # the same but for rounding
+    refused(pair((48, 32), (96, 64)), "config.data.fit = 'crop' .*; take resize-crop or stretch", fit="crop")
+    assert rows(open_source(pair((48, 32), (48, 32)), "train", Options(16, fit="crop")))
+
+
+def test_a_test_set_in_subfolders_of_unlabelled_images_has_no_labels(tmp_path):
+    folder_of(tmp_path / "train", 2)
+    folder_of(tmp_path / "test" / "sub", 1)
+    for split, number in (("train", 2), ("test", 1)):
+        found = rows(open_source(f"folder:{tmp_path}", split, Options(16)))
+        assert [set(example) for example in found] == [{"x_0"}] * number

@@ -16,7 +16,7 @@ NOISY = jnp.clip(X + jnp.asarray(RNG.normal(0, 0.2, X.shape), jnp.float32), -1, 
 def test_psnr_of_a_constant_error():
     y = jnp.zeros((2, 4, 4, 1))
     np.testing.assert_allclose(psnr(y + 0.2, y), -20 * np.log10(0.1), rtol=1e-5)
-    np.testing.assert_allclose(psnr(y + 3, y + 1), np.inf)  # clipped as a file would be
+    np.testing.assert_allclose(psnr(y + 3, y + 1), 100)  # clipped as a file would be; a mean over images is finite
 
 
 def test_ssim_against_its_definition_with_scipy():

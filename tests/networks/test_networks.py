@@ -460,3 +460,24 @@ def test_small_convolutions_are_a_product_on_the_cpu(size, channels, product):
         usual = jax.grad(lambda p: jnp.sin(conv_by_xla(x, p)).sum())(kernel)
         ours = jax.grad(lambda p: jnp.sin(layer.apply({"params": {"kernel": p, "bias": jnp.zeros(16)}}, x)).sum())
         np.testing.assert_allclose(ours(kernel), usual, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adm", "dit", "unet"])
+def test_float16_is_refused(name):
+    network = from_linen(NETWORKS[name](**{**SMALL[name], "dtype": "float16"}))
+    with pytest.raises(ValueError, match="dtype = 'float16': it must be float32 or bfloat16"):
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
+
+
+@pytest.mark.parametrize(("name", "level"), [("adm", 3), ("unet", 7)])
+def test_attention_at_a_level_that_is_none_is_refused(name, level):
+    network = from_linen(NETWORKS[name](**{**SMALL[name], "attention": (1, level)}))
+    with pytest.raises(ValueError, match=rf"attention = \(1, {level}\): there is no level {level}, only "):
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))
+
+
+def test_features_of_a_network_that_shows_none_are_a_clear_error():
+    network = from_linen(NETWORKS["unet"](**SMALL["unet"]))._replace(features=None)
+    denoise = make_denoiser(network, I2SB(), PARAMETRISATIONS["x_0"])
+    with pytest.raises(UserError, match="this network shows no features"):
+        denoise({}, jnp.zeros((1, 8, 8, 3)), jnp.ones(1), features=True)

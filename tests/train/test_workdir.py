@@ -1,9 +1,13 @@
 """Which runs may share a workdir."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,10 +72,20 @@ def test_a_damaged_configuration_is_named_and_kept(trained, content):
     assert (trained / "config.json").read_bytes() == content
 
 
-def test_an_empty_configuration_is_written_again(trained):
+def test_an_empty_configuration_is_written_again(trained, caplog):
+    check_workdir(trained, CONFIG)
+    assert not caplog.text
     (trained / "config.json").write_text("")
     check_workdir(trained, CONFIG)
+    assert "config.json is missing or empty: what was trained in " in caplog.text
     assert json.loads((trained / "config.json").read_text()) == CONFIG
+
+
+def test_commands_may_come_to_a_workdir_at_the_same_time(trained):
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: check_workdir(trained, changed("schedule", keep=i)), range(400)))
+    assert sorted(p.name for p in trained.iterdir()) == ["config.json", "teacher"]
+    assert json.loads((trained / "config.json").read_text())["data"] == CONFIG["data"]
 
 
 def test_the_folder_of_a_bucket_is_refused(tmp_path, monkeypatch):
@@ -102,9 +116,25 @@ def test_processes_with_a_folder_each_are_refused(tmp_path, monkeypatch):
     check_workdir(tmp_path, CONFIG)
 
 
-def test_two_runs_cannot_train_in_one_folder(tmp_path, environment):
-    code = "import sys, time; from pathlib import Path; from ibmd_jax.train.workdir import locked\n"
-    code += "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(100)"
+def test_a_run_that_is_ending_is_waited_for(tmp_path, monkeypatch):
+    clock, waited = time.monotonic(), []
+
+    def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 3:
+            other.close()
+
+    monkeypatch.setattr("ibmd_jax.train.workdir.time", SimpleNamespace(monotonic=lambda: clock, sleep=sleep))
+    other = contextlib.ExitStack()
+    other.enter_context(locked(tmp_path))
+    with locked(tmp_path):
+        assert waited == [5, 5, 5]
+
+
+def test_two_runs_cannot_train_in_one_folder(tmp_path, environment, monkeypatch):
+    monkeypatch.setattr("ibmd_jax.train.workdir.PATIENCE", 0)
+    code = "import sys, time; from pathlib import Path; from ibmd_jax.train import workdir\nworkdir.PATIENCE = 0\n"
+    code += "with workdir.locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(100)"
     with locked(tmp_path):
         command = [sys.executable, "-c", code, str(tmp_path)]
         process = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -141,3 +171,4 @@ def test_a_restart_needs_no_space(trained, monkeypatch):
     check_workdir(trained, CONFIG)
     with pytest.raises(UserError, match=r"No space left on device\. Free some space"):
         check_workdir(trained, changed("schedule", keep=1))
+    assert sorted(p.name for p in trained.iterdir()) == ["config.json", "teacher"]
