@@ -6,8 +6,9 @@
 About an hour on 2 idle CPU cores. The loop: a stage, `teacher` or `distill`, as `fit` runs it, against its bare
 compiled step on one batch; both run by turns in one process. The overhead is that of all turns together, since few of
 them have a checkpoint, after every 500 steps, whose files are waited for before the bare steps go on. What a run does
-once, as compiling the checkpoints' checksums, is in it. Input and logging are in every turn. The partitioning: an IBMD
-iteration of one batch on 1, 2, 4 and 8 devices that the same two cores pretend to be, a process each, by turns.
+once, as compiling the checkpoints' checksums, is in it. Input and logging are in every turn. Beside the time that
+passes, in which machines are noisy, it is measured in that of the cores. The partitioning: an IBMD iteration of one
+batch on 1, 2, 4 and 8 devices that the same two cores pretend to be, a process each, by turns.
 Writes benchmarks/results/loop.json.
 """
 
@@ -29,8 +30,8 @@ from unittest import mock
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-TURN, SKIP = 50, 50
-STEPS = {"teacher": 1100, "distill": 550}  # a checkpoint in every 500 of those that count
+TURN = {"teacher": 50, "distill": 10}  # steps, of either
+STEPS = {"teacher": 1100, "distill": 510}  # without the first turn, a checkpoint in every 500
 DEVICES = (1, 2, 4, 8)
 
 
@@ -68,27 +69,32 @@ def starts(made: Any) -> tuple[Callable[[], Any], dict[str, Callable[..., Any]]]
     return teacher, {"teacher": lambda *_: made.teacher.init(teacher()), "distill": student}
 
 
-def bare_steps(made: Any, method: Any, stage: str, frozen: Any, state: Any) -> Callable[[int], float]:
-    """A function that makes some more of the bare steps, and returns their seconds."""
+def clocks() -> np.ndarray:
+    """Seconds that have passed, and those of all cores together that this process has used."""
+    return np.asarray([time.perf_counter(), time.process_time()])
+
+
+def bare_steps(made: Any, method: Any, stage: str, frozen: Any, state: Any) -> Callable[[int], np.ndarray]:
+    """A function that makes some more of the bare steps, and returns what they add to the clocks."""
     import jax
 
     batch = jax.block_until_ready(next(made.batches(stage)(0)))
     step, count = jax.jit(method.step, donate_argnums=0), itertools.count()
 
-    def run(steps: int) -> float:
+    def run(steps: int) -> np.ndarray:
         nonlocal state
-        begin = time.perf_counter()
+        begin = clocks()
         for _ in range(steps):
             state, info = step(state, frozen, batch, jax.random.key(next(count)))
         jax.block_until_ready((state, info))
-        return time.perf_counter() - begin
+        return clocks() - begin
 
     run(2)
     return run
 
 
 def overhead(stage: str) -> dict[str, Any]:
-    """Mean seconds of a step in the loop and bare, and the part that the loop adds."""
+    """Mean seconds of a step in the loop and bare, and the part that the loop adds, by either clock, with its error."""
     import jax
 
     from ibmd_jax.train import loop
@@ -104,18 +110,18 @@ def overhead(stage: str) -> dict[str, Any]:
     teacher, start = starts(made)
     method, frozen = getattr(made, stage), jax.jit(teacher)() if stage == "distill" else None
     bare = bare_steps(made, method, stage, frozen, jax.jit(start[stage])())
-    seconds: dict[str, list[float]] = {"loop": [], "bare": []}
+    found: dict[str, list[np.ndarray]] = {"loop": [], "bare": []}
 
     def batches(first: int) -> Iterator[Any]:
-        begin = time.perf_counter()
+        begin, turn = clocks(), TURN[stage]
         for i, batch in enumerate(made.batches(stage)(first)):
-            if i % TURN == 0:
+            if i % turn == 0:
                 settle()
                 opened[0].wait()
-                if i > SKIP:
-                    seconds["loop"].append((time.perf_counter() - begin) / TURN)
-                    seconds["bare"].append(bare(TURN) / TURN)
-                begin = time.perf_counter()
+                if i > turn:
+                    found["loop"].append((clocks() - begin) / turn)
+                    found["bare"].append(bare(turn) / turn)
+                begin = clocks()
             yield batch
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(loop, "Checkpoints", Waited):
@@ -133,8 +139,18 @@ def overhead(stage: str) -> dict[str, Any]:
             schedule=made.schedule,
             model={},
         )
-    means = {name: float(np.mean(v)) for name, v in seconds.items()}
-    return means | {"overhead": means["loop"] / means["bare"] - 1, "turns": seconds}
+    turns = {name: np.stack(v, axis=1) for name, v in found.items()}  # [2 clocks, turns]
+    means = {name: v.mean(1) for name, v in turns.items()}
+    overhead, cpu_overhead = (means["loop"] / means["bare"] - 1).tolist()
+    errors = np.std(turns["loop"] / turns["bare"], axis=1, ddof=1) / np.sqrt(turns["loop"].shape[1])
+    return {
+        **{name: float(v[0]) for name, v in means.items()},
+        "overhead": overhead,
+        "standard_error": float(errors[0]),
+        "cpu_overhead": cpu_overhead,
+        "cpu_standard_error": float(errors[1]),
+        "turns": {name: v[0].tolist() for name, v in turns.items()},
+    }
 
 
 def worker(devices: int) -> None:
@@ -152,7 +168,7 @@ def worker(devices: int) -> None:
     run = bare_steps(made, made.distill, "distill", frozen, state)
     print("ready", flush=True)
     for _ in sys.stdin:
-        print(run(4) / 4, flush=True)
+        print(run(4)[0] / 4, flush=True)
 
 
 def partitioning() -> dict[str, Any]:

@@ -476,6 +476,7 @@ def test_adm_s_networks_that_differ_from_the_rest_are_known(tmp_path, monkeypatc
         assert found["bridge"]["name"] == ("diffusion_cosine" if key == 64 else "diffusion_linear")
         assert found["network"].get("heads") == (None if key == 64 else 4)
         assert found["network"]["head_channels"] == (16 if key == 64 else 0)
+        assert recognise(tmp_path / "a.pt", head_channels=16).model["network"]["head_channels"] == 16
         monkeypatch.undo()
     assert recognise(tmp_path / "a.pt", head_channels=16, attention="new").model["network"]["legacy_attention"] is False
 
