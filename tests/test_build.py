@@ -437,10 +437,18 @@ def test_photos_of_any_size_become_input(tmp_path, fit, side):
     np.testing.assert_array_equal(to_uint8(batch.x_T[0]), expected)
 
 
-def test_homes_are_found_wherever_a_teacher_is_given(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    config = {"teacher": {"checkpoint": "~/a, /b"}}
-    assert teacher_folders(config) == ["/home/me/a", "/b"]
+def test_homes_are_found_wherever_a_teacher_is_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert teacher_folders({"teacher": {"checkpoint": "~/a, /b"}}) == [f"{tmp_path}/a", "/b"]
+    read = []
+    monkeypatch.setattr("ibmd_jax.build.with_given_model", lambda c: read.append(c["teacher"]["start"]) or c)
+    config = quicktest()
+    config.teacher.start = "~/a"
+    build_data(config)
+    assert not read  # it may be elsewhere yet
+    (tmp_path / "a").mkdir()
+    build_data(config)
+    assert read == ["~/a"]
 
 
 def test_what_a_bridge_ends_at_decides_which_t_start_is_advised(caplog):

@@ -55,7 +55,7 @@ def build_data(config: ml_collections.ConfigDict) -> Data:
     with naming_fields():
         c = _plain(config)
         given = [*teacher_folders(c), *filter(None, [c["teacher"]["start"]])]
-        if all(Path(folder).is_dir() for folder in given):
+        if all(Path(folder).expanduser().is_dir() for folder in given):
             c = with_given_model(c)
         shape = (c["data"]["size"], c["data"]["size"], c["data"]["channels"])
         return data_of(c, shape, conditioning_of(make_network(c["network"])[0]))

@@ -248,7 +248,8 @@ def recognise(
         other = OTHERS.get((network["channels"], tuple(network["multipliers"]), network["blocks"]), {})
         heads = ("head_channels", "heads") if head_channels is not None else ()
         network |= {name: value for name, value in other.get("network", {}).items() if name not in heads}
-        process = {**process, **{"bridge": other["bridge"]}} if "bridge" in other else process
+        if "bridge" in other:
+            process = {**process, "bridge": other["bridge"]}
     return _with_attention(Checkpoint(source, state, {"network": network, **process}, notes), attention)
 
 
